@@ -1,0 +1,322 @@
+package bundles
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+	"unicode"
+)
+
+const (
+	maxETag       = 1024 // bytes; a longer one is treated as none
+	maxRedirects  = 10
+	maxRetryAfter = 10 * time.Minute
+)
+
+// HTTPConfig says how bundles are asked for over HTTP.
+type HTTPConfig struct {
+	// URL is the service, such as https://bundles.example.com/v1. A bundle is
+	// at the URL, a slash and its name; slashes between the two are merged.
+	// The name may have slashes and a query, as a resource of OPA's
+	// configuration may: "tenants/orders/bundle.tar.gz?version=2". A query of
+	// the URL itself, such as a token, goes with each request.
+	URL string
+
+	// Header is sent with each request. Optional.
+	Header http.Header
+
+	// Authorize adds credentials to a request just before it is sent. It is
+	// called for each attempt, a redirect within the same host included.
+	// Optional.
+	Authorize func(*http.Request) error
+
+	// Client sends the requests; its CheckRedirect is replaced. Optional: by
+	// default all sources share a client that has bounds on dialling (5 s),
+	// on the TLS handshake (5 s), on the wait for response headers (15 s), on
+	// their size (64 KiB) and on idle connections (100, 16 to a host, 90 s),
+	// and that has no cookies and takes no proxy from the environment.
+	Client *http.Client
+
+	// Limits bound what is read.
+	Limits Limits
+
+	// Timeout bounds one Fetch as a whole, the body included. Default 30 s.
+	Timeout time.Duration
+
+	// UserAgent is sent with each request. Default "gatehouse".
+	UserAgent string
+}
+
+// HTTP is a Source that asks an HTTP service, as OPA does: with If-None-Match
+// for a bundle that it has, and with a preference for snapshots.
+//
+// It follows ten redirects, but none from https to http; to another host go
+// neither the configured headers nor credentials. An error names the URL
+// without its query and without credentials, and quotes nothing of a body.
+type HTTP struct {
+	config HTTPConfig
+	client *http.Client
+}
+
+var _ Source = (*HTTP)(nil)
+
+// StatusError is the status of a response that is no answer. It is among the
+// errors that Fetch wraps.
+type StatusError struct {
+	Code int
+	// RetryAfter is how long the service asks to be left alone, at most ten
+	// minutes; zero if it does not.
+	RetryAfter time.Duration
+}
+
+func (e *StatusError) Error() string {
+	text := "status " + strconv.Itoa(e.Code)
+	if name := http.StatusText(e.Code); name != "" {
+		text += " " + name
+	}
+	return text
+}
+
+// NewHTTP returns a source for the bundles of an HTTP service. A URL that
+// cannot be used is reported by Fetch.
+func NewHTTP(config HTTPConfig) *HTTP {
+	config.Limits = config.Limits.orDefault()
+	config.Header = config.Header.Clone()
+	if config.Timeout <= 0 {
+		config.Timeout = 30 * time.Second
+	}
+	if config.UserAgent == "" {
+		config.UserAgent = "gatehouse"
+	}
+	client := config.Client
+	if client == nil {
+		client = defaultClient()
+	}
+	h := &HTTP{config: config}
+	own := *client
+	own.CheckRedirect = h.redirect
+	h.client = &own
+	return h
+}
+
+// defaultClient is shared: its bounds hold for the process.
+var defaultClient = sync.OnceValue(func() *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		DialContext:            (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		TLSHandshakeTimeout:    5 * time.Second,
+		ResponseHeaderTimeout:  15 * time.Second,
+		MaxResponseHeaderBytes: 64 << 10,
+		MaxIdleConns:           100,
+		MaxIdleConnsPerHost:    16,
+		IdleConnTimeout:        90 * time.Second,
+		DisableCompression:     true,
+		ForceAttemptHTTP2:      true,
+	}}
+})
+
+// Fetch implements Source. It returns ErrNotFound for status 404 alone; for
+// another status that is neither 200 nor 304 the error wraps a *StatusError.
+func (h *HTTP) Fetch(ctx context.Context, name, etag string) (*Bundle, error) {
+	b, err := h.fetch(ctx, name, etag)
+	if err != nil && err != ErrNotModified {
+		return nil, fmt.Errorf("fetching bundle %q: %w", brief(withoutQuery(name)), err)
+	}
+	return b, err
+}
+
+func (h *HTTP) fetch(ctx context.Context, name, etag string) (*Bundle, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	u, err := h.url(name)
+	if err != nil {
+		return nil, err
+	}
+	timed, cancel := context.WithTimeout(ctx, h.config.Timeout)
+	defer cancel()
+	b, err := h.get(timed, u, name, etag)
+	switch {
+	case err == nil, err == ErrNotModified:
+		return b, err
+	case errors.Is(err, ErrRefused):
+	case ctx.Err() != nil:
+		err = ctx.Err()
+	case timed.Err() != nil:
+		err = fmt.Errorf("not finished within %v: %w", h.config.Timeout, timed.Err())
+	}
+	return nil, fmt.Errorf("%s: %w", display(u), err)
+}
+
+func (h *HTTP) get(ctx context.Context, u *url.URL, name, etag string) (*Bundle, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return nil, withoutURL(err)
+	}
+	for key, values := range h.config.Header {
+		req.Header[http.CanonicalHeaderKey(key)] = append([]string(nil), values...)
+	}
+	h.setOwn(req.Header)
+	if etag != "" {
+		req.Header.Set("If-None-Match", etag)
+	}
+	if h.config.Authorize != nil {
+		if err := h.config.Authorize(req); err != nil {
+			return nil, fmt.Errorf("authorizing the request: %w", err)
+		}
+	}
+	resp, err := h.client.Do(req)
+	if err != nil {
+		return nil, withoutURL(err)
+	}
+	defer resp.Body.Close()
+
+	if n := resp.ContentLength; resp.StatusCode != http.StatusOK && n > 0 && n <= 4<<10 {
+		// Read a short error page, so that the connection can be used again.
+		io.Copy(io.Discard, resp.Body)
+	}
+	switch resp.StatusCode {
+	case http.StatusOK:
+	case http.StatusNotModified:
+		if etag == "" {
+			return nil, errors.New("status 304 to a request that was not conditional")
+		}
+		return nil, ErrNotModified
+	case http.StatusNotFound:
+		return nil, ErrNotFound
+	default:
+		return nil, &StatusError{Code: resp.StatusCode, RetryAfter: retryAfter(resp.Header.Get("Retry-After"))}
+	}
+	if limit := h.config.Limits.Bytes; resp.ContentLength > limit {
+		return nil, refuse("archive is %d bytes compressed, limit %s", resp.ContentLength, bytesText(limit))
+	}
+	b, err := Read(resp.Body, name, h.config.Limits)
+	if err == io.ErrUnexpectedEOF {
+		return nil, fmt.Errorf("the connection ended before the body: %w", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if e := resp.Header.Get("ETag"); len(e) <= maxETag {
+		b.ETag = e
+	}
+	return b, nil
+}
+
+// setOwn sets the headers that hold for any host.
+func (h *HTTP) setOwn(header http.Header) {
+	header.Set("User-Agent", h.config.UserAgent)
+	// OPA asks for "modes=snapshot,delta"; deltas are refused here.
+	header.Set("Prefer", "modes=snapshot")
+	// A bundle is a gzip file. Nothing on the way may pack or unpack it.
+	header.Set("Accept-Encoding", "identity")
+}
+
+// redirect is called before a redirect is followed. The request has the
+// headers of the first one.
+func (h *HTTP) redirect(req *http.Request, via []*http.Request) error {
+	if len(via) > maxRedirects {
+		return fmt.Errorf("more than %d redirects", maxRedirects)
+	}
+	if via[len(via)-1].URL.Scheme == "https" && req.URL.Scheme != "https" {
+		return errors.New("redirect from https to another scheme is refused")
+	}
+	same := true
+	for _, v := range via {
+		same = same && v.URL.Scheme == req.URL.Scheme && v.URL.Host == req.URL.Host
+	}
+	if same {
+		req.Header.Del("Referer")
+		req.URL.User = via[0].URL.User
+		if h.config.Authorize != nil {
+			if err := h.config.Authorize(req); err != nil {
+				return fmt.Errorf("authorizing the request: %w", err)
+			}
+		}
+		return nil
+	}
+	// Neither what the operator configured nor what Authorize set, whatever
+	// it is called, is for another host; nor is the query that a Referer has.
+	etag := req.Header.Get("If-None-Match")
+	clear(req.Header)
+	h.setOwn(req.Header)
+	if etag != "" {
+		req.Header.Set("If-None-Match", etag)
+	}
+	return nil
+}
+
+// url joins the base and a name. The name cannot lead to another host, nor out
+// of the base's path.
+func (h *HTTP) url(name string) (*url.URL, error) {
+	base, err := url.Parse(h.config.URL)
+	if err != nil {
+		return nil, fmt.Errorf("URL of the service: %w", withoutURL(err))
+	}
+	if base.Scheme != "http" && base.Scheme != "https" || base.Host == "" {
+		return nil, errors.New("URL of the service: not an http or https URL")
+	}
+	resource, query, _ := strings.Cut(strings.TrimLeft(name, "/"), "?")
+	if resource == "" || strings.ContainsFunc(name, unicode.IsControl) || strings.Contains(name, "#") {
+		return nil, errors.New("name is not a path")
+	}
+	decoded, err := url.PathUnescape(resource)
+	if err != nil {
+		return nil, errors.New("name is not a path")
+	}
+	for segment := range strings.FieldsFuncSeq(decoded, func(r rune) bool { return r == '/' || r == '\\' }) {
+		if segment == "." || segment == ".." {
+			return nil, fmt.Errorf("name has a %q segment", segment)
+		}
+	}
+	escaped := strings.TrimRight(base.EscapedPath(), "/") + "/" + resource
+	if base.Path, err = url.PathUnescape(escaped); err != nil {
+		return nil, errors.New("name is not a path")
+	}
+	base.RawPath = escaped
+	base.Fragment, base.RawFragment = "", ""
+	switch {
+	case base.RawQuery == "":
+		base.RawQuery = query
+	case query != "":
+		base.RawQuery += "&" + query
+	}
+	return base, nil
+}
+
+// display writes a URL without what may be secret in it.
+func display(u *url.URL) string {
+	shown := url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}
+	return brief(shown.String())
+}
+
+func withoutQuery(name string) string {
+	name, _, _ = strings.Cut(name, "?")
+	return name
+}
+
+// withoutURL takes the URL out of an error of the HTTP client: it has the query.
+func withoutURL(err error) error {
+	if e, ok := errors.AsType[*url.Error](err); ok {
+		return e.Err
+	}
+	return err
+}
+
+// retryAfter reads a Retry-After header, in seconds or as a date.
+func retryAfter(value string) time.Duration {
+	var d time.Duration
+	if seconds, err := strconv.ParseInt(value, 10, 64); err == nil {
+		d = time.Duration(min(max(seconds, 0), int64(maxRetryAfter/time.Second))) * time.Second
+	} else if at, err := http.ParseTime(value); err == nil {
+		d = time.Until(at)
+	}
+	return min(max(d, 0), maxRetryAfter)
+}
