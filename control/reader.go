@@ -1,0 +1,151 @@
+package control
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+)
+
+// reader collects what is wrong with a configuration while it is read.
+type reader struct {
+	opts   Options
+	faults Faults
+	notes  []Fault
+}
+
+func (r *reader) fault(path, format string, args ...any) {
+	r.faults = append(r.faults, Fault{path, fmt.Sprintf(format, args...)})
+}
+
+func (r *reader) note(path, text string) { r.notes = append(r.notes, Fault{path, text}) }
+
+// object is one mapping of a configuration. Its methods read a key each; what
+// has not been read by the end is a fault.
+type object struct {
+	r    *reader
+	path string
+	m    map[string]any // nil where it is absent
+	read map[string]bool
+}
+
+func (r *reader) object(path string, m map[string]any) object {
+	return object{r: r, path: path, m: m, read: map[string]bool{}}
+}
+
+func join(path, key string) string {
+	if path == "" {
+		return key
+	}
+	return path + "." + key
+}
+
+func (o *object) at(key string) string { return join(o.path, key) }
+
+// has reports whether the key is there, and takes it as read.
+func (o *object) has(key string) bool { return o.value(key) != nil }
+
+func (o *object) value(key string) any {
+	o.read[key] = true
+	return o.m[key]
+}
+
+// end faults the keys that nobody has read.
+func (o *object) end() {
+	for _, key := range slices.Sorted(maps.Keys(o.m)) {
+		if !o.read[key] {
+			o.r.fault(o.at(key), "unknown or unsupported key")
+		}
+	}
+}
+
+// object returns the mapping at key. A key without a value is an empty mapping.
+func (o *object) object(key string) object {
+	child := o.r.object(o.at(key), nil)
+	_, present := o.m[key]
+	switch v := o.value(key).(type) {
+	case map[string]any:
+		child.m = v
+	case nil:
+		if present {
+			child.m = map[string]any{}
+		}
+	default:
+		o.r.fault(child.path, "is not a mapping")
+	}
+	return child
+}
+
+func (o *object) string(key, def string) string {
+	switch v := o.value(key).(type) {
+	case nil:
+		return def
+	case string:
+		return v
+	}
+	o.r.fault(o.at(key), "is not a string")
+	return def
+}
+
+func (o *object) bool(key string) bool {
+	switch v := o.value(key).(type) {
+	case nil:
+		return false
+	case bool:
+		return v
+	}
+	o.r.fault(o.at(key), "is not true or false")
+	return false
+}
+
+// seconds reads a number of seconds, which may be a fraction.
+func (o *object) seconds(key string, def time.Duration) time.Duration {
+	var s float64
+	switch v := o.value(key).(type) {
+	case nil:
+		return def
+	case int:
+		s = float64(v)
+	case float64:
+		s = v
+	default:
+		o.r.fault(o.at(key), "is not a number of seconds")
+		return def
+	}
+	const year = 365 * 24 * 3600
+	if s < 0 || s > year {
+		o.r.fault(o.at(key), "is not between 0 and %d seconds", year)
+		return def
+	}
+	return time.Duration(s * float64(time.Second))
+}
+
+// strings reads a mapping of strings.
+func (o *object) strings(key string) map[string]string {
+	child := o.object(key)
+	m := make(map[string]string, len(child.m))
+	for _, k := range slices.Sorted(maps.Keys(child.m)) {
+		m[k] = child.string(k, "")
+	}
+	return m
+}
+
+// list reads a list of strings.
+func (o *object) list(key string) []string {
+	v := o.value(key)
+	if v == nil {
+		return nil
+	}
+	list, ok := v.([]any)
+	if !ok {
+		o.r.fault(o.at(key), "is not a list")
+		return nil
+	}
+	strs := make([]string, len(list))
+	for i, v := range list {
+		if strs[i], ok = v.(string); !ok {
+			o.r.fault(fmt.Sprintf("%s[%d]", o.at(key), i), "is not a string")
+		}
+	}
+	return strs
+}
