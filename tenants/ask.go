@@ -1,0 +1,297 @@
+package tenants
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+
+	"github.com/gatehouse-authz/gatehouse/policy"
+)
+
+// margin is what is left of the caller's own deadline for the way back, so
+// that the answer is there before the caller gives up: a tenth of the time
+// there is, at least minMargin, at most maxMargin.
+const (
+	minMargin = 5 * time.Millisecond
+	maxMargin = 50 * time.Millisecond
+)
+
+// Record is one decision, as it is handed to Config.Record. It must not be
+// kept or changed after the call, but for its values, which never change.
+type Record struct {
+	Tenant     ID
+	DecisionID string
+	Entry      string
+	Input      ast.Value // nil where none was made
+	Revisions  []policy.Revision
+	Labels     map[string]string
+	Answer     Answer
+	Start      time.Time
+	Duration   time.Duration // waiting included
+}
+
+// Decide asks the tenant's policy the questions and calls answer once for each,
+// with its index, as the answers come: one call at a time, on the caller's
+// goroutine. All answers come from one policy.
+//
+// Decide returns in time: each question is answered, with ErrDeadline if need
+// be, within the tenant's evaluation time from when it was begun, and all of
+// them before ctx ends, less a margin. At most as many questions as the tenant
+// has slots are begun at once.
+//
+// The error wraps ErrUnknown when there is no such tenant; then answer is not
+// called. What else goes wrong is in the answers.
+func (p *Pool) Decide(ctx context.Context, id ID, questions []Question, answer func(i int, a Answer)) error {
+	start := time.Now()
+	in := p.instanceOf(id)
+	c := p.newCall(ctx, in, start, answer)
+	defer c.free()
+
+	rev, err := c.revision(ctx)
+	if errors.Is(err, ErrUnknown) {
+		p.metrics.unknown.Add(uint64(len(questions)))
+		return err
+	}
+	if err != nil {
+		for i := range questions {
+			c.answer(i, &questions[i], nil, policy.Decision{}, err)
+		}
+		return nil
+	}
+	c.rev = rev
+	c.ask(questions)
+	return nil
+}
+
+// call is one call of Decide.
+type call struct {
+	pool  *Pool
+	in    *instance
+	rev   *revision
+	start time.Time
+	limit time.Time // the caller's own deadline, less the margin; zero: none
+	ctx   context.Context
+	tell  func(int, Answer)
+	done  chan *job
+	timer *time.Timer
+	open  []*job // begun and not answered
+}
+
+// newCall returns a call that may have been used before.
+func (p *Pool) newCall(ctx context.Context, in *instance, start time.Time, tell func(int, Answer)) *call {
+	c, _ := p.calls.Get().(*call)
+	if c == nil {
+		c = &call{timer: time.NewTimer(time.Hour), done: make(chan *job, 1)}
+	}
+	c.pool, c.in, c.start, c.ctx, c.tell = p, in, start, ctx, tell
+	c.limit = time.Time{}
+	if deadline, ok := ctx.Deadline(); ok {
+		left := deadline.Sub(start)
+		c.limit = deadline.Add(-min(max(left/10, minMargin), maxMargin))
+	}
+	return c
+}
+
+func (c *call) free() {
+	c.timer.Stop()
+	p := c.pool
+	c.pool, c.in, c.rev, c.ctx, c.tell = nil, nil, nil, nil, nil
+	clear(c.open)
+	c.open = c.open[:0]
+	p.calls.Put(c)
+}
+
+// deadline is when a question begun at t must be answered.
+func (c *call) deadline(t time.Time) time.Time {
+	d := t.Add(c.in.limits.EvaluationTime)
+	if !c.limit.IsZero() && c.limit.Before(d) {
+		return c.limit
+	}
+	return d
+}
+
+// revision returns what decides for the tenant now. It waits for the first
+// load, no longer than a question begun when the call was.
+func (c *call) revision(ctx context.Context) (*revision, error) {
+	if c.in.fault != nil {
+		return nil, c.in.fault
+	}
+	if rev := c.in.current.Load(); rev != nil {
+		return rev, nil
+	}
+	c.timer.Reset(time.Until(c.deadline(c.start)))
+	select {
+	case <-c.in.ready:
+		c.timer.Stop()
+		if rev := c.in.current.Load(); rev != nil {
+			return rev, nil
+		}
+		return nil, c.in.refusal
+	case <-c.timer.C:
+		return nil, fmt.Errorf("%w: it is loading", ErrNotReady)
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%w: caller is gone while it is loading", ErrNotReady)
+	}
+}
+
+// ask puts the questions to the tenant's slots and answers each.
+func (c *call) ask(questions []Question) {
+	window := min(len(questions), c.in.limits.Concurrency)
+	if cap(c.done) < window {
+		c.done = make(chan *job, window)
+	}
+	next := 0
+	for answered := 0; answered < len(questions); {
+		for next < len(questions) && len(c.open) < window {
+			if !c.begin(next, &questions[next]) {
+				answered++
+			}
+			next++
+		}
+		if len(c.open) == 0 {
+			continue
+		}
+		// Jobs begin in order and have equal times, so the first open one is
+		// the first to be due.
+		c.timer.Reset(time.Until(c.open[0].deadline))
+		select {
+		case j := <-c.done:
+			c.finish(j)
+			answered++
+		case <-c.timer.C:
+			answered += c.giveUp(func(j *job) bool { return !time.Now().Before(j.deadline) }, "deadline exceeded")
+		case <-c.ctx.Done():
+			answered += c.giveUp(func(*job) bool { return true }, "caller is gone")
+		}
+	}
+}
+
+// begin submits one question. It reports false when the question is already
+// answered instead.
+func (c *call) begin(i int, q *Question) bool {
+	entry, err := c.in.entryOf(q.Entry)
+	if err != nil {
+		c.answer(i, q, nil, policy.Decision{}, err)
+		return false
+	}
+	now := time.Now()
+	begun := c.start
+	if i > 0 {
+		begun = now
+	}
+	deadline := c.deadline(begun)
+	if !now.Before(deadline) {
+		c.answer(i, q, nil, policy.Decision{}, fmt.Errorf("%w: none is left", ErrDeadline))
+		return false
+	}
+	j, _ := c.pool.jobs.Get().(*job)
+	if j == nil {
+		j = new(job)
+	}
+	*j = job{
+		slots: &c.in.slots, policy: c.rev.policy, env: c.in.env, entry: entry,
+		question: q, needs: c.in.needs, index: i, deadline: deadline, done: c.done,
+	}
+	if err := c.pool.sched.submit(j); err != nil {
+		c.pool.jobs.Put(j)
+		c.answer(i, q, nil, policy.Decision{}, err)
+		return false
+	}
+	c.open = append(c.open, j)
+	return true
+}
+
+// finish answers the question of a job that a worker is done with.
+func (c *call) finish(j *job) {
+	for k, o := range c.open {
+		if o == j {
+			c.open = append(c.open[:k], c.open[k+1:]...)
+			break
+		}
+	}
+	i, q, input, decision, err := j.index, j.question, j.input, j.decision, j.err
+	*j = job{}
+	c.pool.jobs.Put(j)
+	c.answer(i, q, input, decision, err)
+}
+
+// giveUp answers the open jobs that late names, without their result. It
+// returns how many it answered.
+func (c *call) giveUp(late func(*job) bool, why string) int {
+	kept := c.open[:0]
+	var left []*job
+	for _, j := range c.open {
+		if late(j) {
+			left = append(left, j)
+		} else {
+			kept = append(kept, j)
+		}
+	}
+	clear(c.open[len(kept):])
+	c.open = kept
+	for _, j := range left {
+		i, q := j.index, j.question
+		switch c.pool.sched.leave(j) {
+		case jobDone: // it was done in this very moment: its result counts
+			c.finish(c.take(j))
+			continue
+		case jobIdle:
+			*j = job{}
+			c.pool.jobs.Put(j)
+		}
+		c.answer(i, q, nil, policy.Decision{}, fmt.Errorf("%w: %s", ErrDeadline, why))
+	}
+	return len(left)
+}
+
+// take takes j, which is done, out of the channel.
+func (c *call) take(j *job) *job {
+	for {
+		got := <-c.done
+		if got == j {
+			return j
+		}
+		c.done <- got // another's: it keeps its room in the channel
+	}
+}
+
+// answer tells one answer, and records it.
+func (c *call) answer(i int, q *Question, input ast.Value, d policy.Decision, err error) {
+	a := Answer{Decision: d, Err: err, DryRun: c.in.settings.DryRun}
+	if err != nil {
+		a.Decision = policy.Decision{Value: d.Value}
+		if softened(err) {
+			a.OnError = c.in.settings.OnError
+		}
+	}
+	took := time.Since(c.start)
+	c.pool.metrics.decided(c.in, &a, took)
+	if record := c.pool.cfg.Record; record != nil {
+		r := Record{
+			Tenant: c.in.id, DecisionID: q.DecisionID, Entry: q.Entry, Input: input,
+			Labels: c.in.settings.Labels, Answer: a, Start: c.start, Duration: took,
+		}
+		if r.Entry == "" {
+			r.Entry = c.in.settings.Entry
+		}
+		if c.rev != nil {
+			r.Revisions = c.rev.policy.Revisions()
+		}
+		record(&r)
+	}
+	c.tell(i, a)
+}
+
+// softened reports whether a tenant's on_error covers this error. What the
+// caller did wrong is always denied.
+func softened(err error) bool {
+	for _, hard := range []error{ErrInvalid, ErrTooLarge, ErrEntry, ErrUnknown} {
+		if errors.Is(err, hard) {
+			return false
+		}
+	}
+	return true
+}

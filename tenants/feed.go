@@ -1,0 +1,344 @@
+package tenants
+
+import (
+	"container/heap"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/gatehouse-authz/gatehouse/bundles"
+	"github.com/gatehouse-authz/gatehouse/control"
+)
+
+// feed is one bundle at its source, polled once for all tenants that name it.
+type feed struct {
+	key    string
+	source bundles.Source
+	name   string
+
+	// turn has room for the one that fetches; others wait for it.
+	turn chan struct{}
+
+	mu      sync.Mutex
+	content content // the newest that could be read; guarded by mu
+	loaded  bool
+	etag    string
+	err     error     // why the last check gave nothing; nil: it did
+	stale   time.Time // since when checks give nothing; zero: they do
+	checked time.Time // the last check that gave an answer
+	fails   int       // in a row
+
+	// Guarded by feeds.mu.
+	users    map[*instance]struct{}
+	min, max time.Duration // the polling delays
+	due      time.Time
+	index    int // in the queue; -1: a worker has it
+}
+
+// latest returns the newest content, if there is any.
+func (f *feed) latest() (content, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.content, f.loaded
+}
+
+// state returns the error of the last check, since when checks fail, and when
+// the content was last known to be that of the source.
+func (f *feed) state() (err error, stale, checked time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err, f.stale, f.checked
+}
+
+// feeds polls the bundles of all warm tenants on one jittered schedule, with a
+// few workers. A feed is polled as long as a tenant uses it.
+type feeds struct {
+	log     *slog.Logger
+	metrics *metrics
+	library *library
+	timeout time.Duration
+	changed func(users []*instance) // told after a feed has new content
+
+	mu    sync.Mutex
+	byKey map[string]*feed
+	queue feedQueue
+	wake  chan struct{} // has room for one: the schedule changed
+}
+
+// Bounds of the schedule.
+const (
+	pollWorkers = 8
+	minBackoff  = time.Second
+)
+
+func newFeeds(log *slog.Logger, m *metrics, l *library, timeout time.Duration) *feeds {
+	return &feeds{
+		log: log, metrics: m, library: l, timeout: timeout,
+		byKey: map[string]*feed{},
+		wake:  make(chan struct{}, 1),
+	}
+}
+
+// join makes in a user of the feed of b, and of the polling schedule. A feed
+// that is new begins with the content and ETag that seed gives.
+func (fs *feeds) join(in *instance, b control.Bundle, seed *feedSeed) *feed {
+	key := b.Service + "\x00" + b.Resource
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	f := fs.byKey[key]
+	if f == nil {
+		f = &feed{
+			key: key, source: b.Source, name: b.Resource,
+			turn:  make(chan struct{}, 1),
+			users: map[*instance]struct{}{},
+			min:   b.MinDelay, max: b.MaxDelay,
+			index: -1,
+		}
+		if seed != nil {
+			f.content, f.etag, f.checked, f.loaded = seed.content, seed.etag, seed.checked, true
+		}
+		fs.byKey[key] = f
+	}
+	f.users[in] = struct{}{}
+	f.min, f.max = min(f.min, b.MinDelay), min(f.max, b.MaxDelay)
+	return f
+}
+
+// feedSeed is what a parked tenant keeps of a feed.
+type feedSeed struct {
+	content content
+	etag    string
+	checked time.Time
+}
+
+func (f *feed) seed() *feedSeed {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.loaded {
+		return nil
+	}
+	return &feedSeed{f.content, f.etag, f.checked}
+}
+
+// leave ends in's use of f. A feed without users is forgotten.
+func (fs *feeds) leave(in *instance, f *feed) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	delete(f.users, in)
+	if len(f.users) > 0 {
+		return
+	}
+	delete(fs.byKey, f.key)
+	if f.index >= 0 {
+		heap.Remove(&fs.queue, f.index)
+	}
+}
+
+// poll sets when f is checked next, if it is not being checked right now.
+func (fs *feeds) poll(f *feed, at time.Time) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	fs.schedule(f, at)
+}
+
+func (fs *feeds) schedule(f *feed, at time.Time) {
+	if len(f.users) == 0 || fs.byKey[f.key] != f {
+		return
+	}
+	f.due = at
+	if f.index >= 0 {
+		heap.Fix(&fs.queue, f.index)
+	} else {
+		heap.Push(&fs.queue, f)
+	}
+	select {
+	case fs.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run polls until ctx ends, and then waits for its workers.
+func (fs *feeds) run(ctx context.Context) {
+	work := make(chan *feed)
+	var wg sync.WaitGroup
+	for range pollWorkers {
+		wg.Go(func() {
+			for f := range work {
+				fs.check(ctx, f)
+			}
+		})
+	}
+	defer wg.Wait()
+	defer close(work)
+
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		f, wait := fs.next()
+		if f == nil {
+			timer.Reset(wait)
+			select {
+			case <-timer.C:
+			case <-fs.wake:
+			case <-ctx.Done():
+				return
+			}
+			continue
+		}
+		select {
+		case work <- f:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// next takes the feed that is due, or returns how long to wait for one.
+func (fs *feeds) next() (*feed, time.Duration) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if len(fs.queue) == 0 {
+		return nil, time.Hour
+	}
+	if wait := time.Until(fs.queue[0].due); wait > 0 {
+		return nil, wait
+	}
+	return heap.Pop(&fs.queue).(*feed), 0
+}
+
+// check is one poll of f: it fetches, tells the users of new content, and sets
+// the time of the next.
+func (fs *feeds) check(ctx context.Context, f *feed) {
+	changed, _ := fs.fetch(ctx, f, false)
+	fs.mu.Lock()
+	users := make([]*instance, 0, len(f.users))
+	for in := range f.users {
+		users = append(users, in)
+	}
+	fs.schedule(f, time.Now().Add(f.delay()))
+	fs.mu.Unlock()
+	if changed && len(users) > 0 {
+		fs.changed(users)
+	}
+}
+
+// load returns once f has content: at once where it has, else after a fetch.
+// It returns the fetch's error.
+func (fs *feeds) load(ctx context.Context, f *feed) error {
+	_, err := fs.fetch(ctx, f, true)
+	if err == nil {
+		fs.poll(f, time.Now().Add(fs.delayOf(f)))
+	}
+	return err
+}
+
+func (fs *feeds) delayOf(f *feed) time.Duration {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	return f.delay()
+}
+
+// delay is the jittered time to the next check: between the polling delays, or
+// after a failure anywhere up to a delay that doubles with each. feeds.mu is held.
+func (f *feed) delay() time.Duration {
+	f.mu.Lock()
+	fails := f.fails
+	f.mu.Unlock()
+	if fails > 0 {
+		ceiling := min(minBackoff<<min(fails, 20), max(f.max, minBackoff))
+		return minBackoff/2 + rand.N(ceiling)
+	}
+	return f.min + rand.N(max(f.max-f.min, time.Millisecond))
+}
+
+// fetch asks the source for what is newer than the content. With first it only
+// fetches where there is no content at all. One fetch of a feed runs at a time.
+func (fs *feeds) fetch(ctx context.Context, f *feed, first bool) (changed bool, err error) {
+	select {
+	case f.turn <- struct{}{}:
+		defer func() { <-f.turn }()
+	case <-ctx.Done():
+		return false, fmt.Errorf("waiting for bundle %q: %w", f.name, ctx.Err())
+	}
+	f.mu.Lock()
+	etag, loaded, old := f.etag, f.loaded, f.content.digest
+	f.mu.Unlock()
+	if first && loaded {
+		return false, nil
+	}
+
+	ctx, cancel := context.WithTimeout(ctx, fs.timeout)
+	defer cancel()
+	b, err := f.source.Fetch(ctx, f.name, etag)
+	var c content
+	if err == nil {
+		c, err = fs.library.prepare(b)
+		if err != nil {
+			err = fmt.Errorf("%w: %w", bundles.ErrRefused, err)
+		}
+	}
+	now := time.Now()
+
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case err == nil:
+		f.content, f.etag, f.loaded = c, b.ETag, true
+		changed = !loaded || c.digest != old
+	case errors.Is(err, bundles.ErrNotModified) && loaded:
+		err = nil
+	default:
+		if f.fails++; f.stale.IsZero() {
+			f.stale = now
+		}
+		if f.err == nil || f.err.Error() != err.Error() {
+			fs.log.Warn("bundle not updated", "bundle", f.name, "error", err, "serving", loaded)
+		}
+		f.err = err
+		fs.metrics.failed(reasonOf(err))
+		return false, err
+	}
+	if f.err != nil && loaded {
+		fs.log.Info("bundle source is back", "bundle", f.name)
+	}
+	f.err, f.stale, f.fails, f.checked = nil, time.Time{}, 0, now
+	return changed, nil
+}
+
+// reasonOf classes an error of a fetch for the metric.
+func reasonOf(err error) string {
+	switch {
+	case errors.Is(err, bundles.ErrNotFound):
+		return "not_found"
+	case errors.Is(err, bundles.ErrRefused):
+		return "refused"
+	}
+	return "fetch"
+}
+
+// feedQueue is a heap of feeds by the time they are due.
+type feedQueue []*feed
+
+func (q feedQueue) Len() int           { return len(q) }
+func (q feedQueue) Less(i, j int) bool { return q[i].due.Before(q[j].due) }
+func (q feedQueue) Swap(i, j int) {
+	q[i], q[j] = q[j], q[i]
+	q[i].index, q[j].index = i, j
+}
+func (q *feedQueue) Push(x any) {
+	f := x.(*feed)
+	f.index = len(*q)
+	*q = append(*q, f)
+}
+func (q *feedQueue) Pop() any {
+	last := len(*q) - 1
+	f := (*q)[last]
+	(*q)[last] = nil
+	*q = (*q)[:last]
+	f.index = -1
+	return f
+}

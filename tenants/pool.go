@@ -1,0 +1,452 @@
+// Package tenants runs the virtual OPAs: one for each tenant in use, warm,
+// within its limits.
+//
+// In the common case a tenant is warm: Decide finds it, takes one of its slots,
+// has a worker evaluate its policy, and hands over the answer. The first
+// question to a tenant loads it: its bundles are fetched and compiled while the
+// question waits, once however many wait.
+//
+// The life of a tenant is loading → warm → parked → gone, or
+// loading → refused → gone, with one function for each arrow in this file:
+//
+//   - loading: its bundles are fetched for the first time. It is not among the
+//     warm ones yet, so that a flood of invented names pushes nobody out.
+//   - warm: it answers, and its bundles are polled.
+//   - parked: a newer tenant has pushed it out. Polling has stopped, its policy
+//     stays for the grace period. Asked again, it answers at once with what it
+//     has and asks its source at once.
+//   - refused: its source knows no such tenant, or gave nothing that can be
+//     used. That is remembered for a while, in a bounded list.
+//   - gone: forgotten. Questions that are being answered hold their policy.
+//
+// What the package promises: an answer in time, whatever a policy does; no
+// tenant without bounds, and none that takes what is another's; the last good
+// policy for as long as there is no better one; and that a warm tenant that is
+// not asked owns no goroutine.
+package tenants
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/gatehouse-authz/gatehouse/bundles"
+	"github.com/gatehouse-authz/gatehouse/control"
+	"github.com/gatehouse-authz/gatehouse/policy"
+)
+
+// Config says how a Pool runs. A zero field means its default.
+type Config struct {
+	// Settings returns the settings of a tenant. An error refuses the tenant;
+	// one that wraps ErrUnknown says that there is no such tenant. Required.
+	Settings func(ID) (*Settings, error)
+
+	Capacity int           // warm tenants; default 10,000
+	Parked   int           // parked tenants at most; default 1,000, negative: none
+	Grace    time.Duration // how long a tenant stays parked; default 5 min
+
+	Preload  []ID // loaded at start
+	Required []ID // loaded at start; Ready waits for them
+
+	Loads       int           // tenants that load at once; default 16
+	LoadQueue   int           // tenants that wait for that; default 4,096
+	LoadTimeout time.Duration // for one load, and for one fetch of a poll; default 60 s
+	Refused     int           // refused tenants that are remembered; default 10,000
+	RefusedFor  time.Duration // how long an unknown one is; default 10 s
+
+	// Workers is how many evaluations run at once; default four for each CPU
+	// that the process may use, at least 8.
+	Workers int
+
+	// Record is called with each decision before its answer is told. It must
+	// not block. Optional.
+	Record func(*Record)
+
+	Registerer prometheus.Registerer // optional
+	Logger     *slog.Logger          // required
+}
+
+func (c Config) withDefaults() Config {
+	def := func(v *int, d int) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	defTime := func(v *time.Duration, d time.Duration) {
+		if *v <= 0 {
+			*v = d
+		}
+	}
+	def(&c.Capacity, 10_000)
+	def(&c.Parked, 1000)
+	def(&c.Loads, 16)
+	def(&c.LoadQueue, 4096)
+	def(&c.Refused, 10_000)
+	def(&c.Workers, max(8, 4*runtime.GOMAXPROCS(0)))
+	c.Parked = max(c.Parked, 0)
+	defTime(&c.Grace, 5*time.Minute)
+	defTime(&c.LoadTimeout, time.Minute)
+	defTime(&c.RefusedFor, 10*time.Second)
+	return c
+}
+
+// Pool holds the tenants. Its methods may be called by any number of goroutines.
+type Pool struct {
+	cfg     Config
+	cpus    int
+	log     *slog.Logger
+	metrics *metrics
+	sched   *scheduler
+	feeds   *feeds
+	library *library
+
+	calls, jobs sync.Pool // *call, *job: used again and again
+
+	work sync.WaitGroup // loads
+	ctx  context.Context
+	stop context.CancelFunc
+
+	mu      sync.Mutex
+	closed  bool
+	loading map[ID]*instance
+	queue   []*instance // loading, and waiting for their turn
+	loads   int         // loading right now
+	warm    *simplelru.LRU[ID, *instance]
+	parked  *simplelru.LRU[ID, *instance] // oldest first
+	refused *simplelru.LRU[ID, *instance]
+}
+
+// stopTime bounds the wait for evaluations that do not heed their cancellation.
+const stopTime = 5 * time.Second
+
+// New returns a Pool. It answers once Run is called.
+func New(cfg Config) *Pool {
+	cfg = cfg.withDefaults()
+	p := &Pool{
+		cfg:     cfg,
+		cpus:    runtime.GOMAXPROCS(0),
+		log:     cfg.Logger,
+		library: new(library),
+		sched:   newScheduler(cfg.Workers, cfg.Logger),
+		loading: map[ID]*instance{},
+	}
+	p.metrics = newMetrics(p, cfg.Registerer)
+	p.feeds = newFeeds(cfg.Logger, p.metrics, p.library, cfg.LoadTimeout)
+	p.feeds.changed = p.reactivate
+	p.ctx, p.stop = context.WithCancel(context.Background())
+	p.warm = newList(cfg.Capacity)
+	p.parked = newList(cfg.Parked)
+	p.refused = newList(cfg.Refused)
+	return p
+}
+
+// newList returns a list of tenants. Its bound is enforced by who adds to it:
+// what falls out must be moved on, which the list's own callback, called for
+// every removal, cannot tell from one that was meant.
+func newList(size int) *simplelru.LRU[ID, *instance] {
+	l, err := simplelru.NewLRU[ID, *instance](size+1, nil)
+	if err != nil {
+		panic(err) // only for a size that is not positive
+	}
+	return l
+}
+
+// noSettings are those of a tenant that has none.
+var noSettings = &Settings{Tenant: &control.Tenant{}}
+
+// Run runs the pool until ctx ends, and returns when all that it started has
+// ended. Its error counts evaluations that did not.
+func (p *Pool) Run(ctx context.Context) error {
+	p.sched.start()
+	p.work.Go(func() { p.feeds.run(p.ctx) })
+	p.work.Go(func() { p.preload(p.ctx) })
+
+	<-ctx.Done()
+	p.mu.Lock()
+	p.closed = true
+	for _, in := range p.parked.Values() {
+		in.expiry.Stop()
+	}
+	p.mu.Unlock()
+	p.stop()
+	p.work.Wait()
+	return p.sched.stop(stopTime)
+}
+
+// instanceOf returns the tenant's instance, which may still be loading, or one
+// with a fault where there can be none.
+func (p *Pool) instanceOf(id ID) *instance {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if in, ok := p.warm.Get(id); ok {
+		return in
+	}
+	if in, ok := p.parked.Peek(id); ok {
+		p.revive(in)
+		return in
+	}
+	if in, ok := p.loading[id]; ok {
+		return in
+	}
+	tries := 0
+	if in, ok := p.refused.Get(id); ok {
+		if time.Now().Before(in.until) {
+			return in
+		}
+		p.refused.Remove(id)
+		p.metrics.forget(in)
+		tries = in.tries
+	}
+	return p.load(id, tries)
+}
+
+// load is the arrow into loading. p.mu is held.
+func (p *Pool) load(id ID, tries int) *instance {
+	settings, err := p.cfg.Settings(id)
+	if err != nil {
+		in := newInstance(id, noSettings, p.cpus)
+		in.tries = tries
+		p.refuse(in, fmt.Errorf("settings: %w", err))
+		return in
+	}
+	in := newInstance(id, settings, p.cpus)
+	in.tries = tries
+	switch {
+	case p.closed:
+		in.fault = fmt.Errorf("%w: stopping", ErrNotReady)
+		return in
+	case p.loads < p.cfg.Loads:
+		p.loads++
+		p.work.Go(func() { p.loader(in) })
+	case len(p.queue) < p.cfg.LoadQueue:
+		p.queue = append(p.queue, in)
+	default:
+		in.fault = fmt.Errorf("%w: %d tenants wait to be loaded", ErrBusy, len(p.queue))
+		return in
+	}
+	p.loading[id] = in
+	return in
+}
+
+// loader loads in, and then what waits, until nothing does.
+func (p *Pool) loader(in *instance) {
+	for in != nil {
+		feeds, err := p.fill(in)
+		p.mu.Lock()
+		delete(p.loading, in.id)
+		if err == nil {
+			in.feeds = feeds
+			p.admit(in)
+		} else {
+			p.refuse(in, err)
+		}
+		in = nil
+		if len(p.queue) > 0 && !p.closed {
+			in = p.queue[0]
+			p.queue[0] = nil
+			p.queue = p.queue[1:]
+		} else {
+			p.loads--
+			for _, rest := range p.queue {
+				delete(p.loading, rest.id)
+				p.refuse(rest, errors.New("stopping"))
+			}
+			p.queue = nil
+		}
+		p.mu.Unlock()
+	}
+}
+
+// fill fetches the bundles of in and makes its first revision.
+func (p *Pool) fill(in *instance) (feeds []*feed, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("loading: panic: %v", r)
+		}
+		if err != nil {
+			for _, f := range feeds {
+				p.feeds.leave(in, f)
+			}
+			feeds = nil
+		}
+	}()
+	ctx, cancel := context.WithTimeout(p.ctx, p.cfg.LoadTimeout)
+	defer cancel()
+	for _, b := range in.settings.Bundles {
+		feeds = append(feeds, p.feeds.join(in, b, nil))
+	}
+	for i, f := range feeds {
+		if err := p.feeds.load(ctx, f); err != nil {
+			return feeds, fmt.Errorf("bundle %q: %w", in.settings.Bundles[i].Name, err)
+		}
+	}
+	in.env = policy.NewEnv(in.settings.Labels)
+	return feeds, p.activate(in, feeds)
+}
+
+// admit is the arrow from loading to warm. p.mu is held.
+func (p *Pool) admit(in *instance) {
+	in.state = Warm
+	p.warm.Add(in.id, in)
+	close(in.ready)
+	p.makeRoom()
+}
+
+// makeRoom parks the tenants that the warm ones have no room for. p.mu is held.
+func (p *Pool) makeRoom() {
+	for p.warm.Len() > p.cfg.Capacity {
+		if _, in, ok := p.warm.RemoveOldest(); ok {
+			p.park(in)
+		}
+	}
+}
+
+// refuse is the arrow from loading to refused. p.mu is held.
+func (p *Pool) refuse(in *instance, err error) {
+	in.tries++
+	wait := min(time.Second<<min(in.tries-1, 10), 30*time.Second)
+	if errors.Is(err, bundles.ErrNotFound) || errors.Is(err, ErrUnknown) {
+		in.refusal = fmt.Errorf("%w: %w", ErrUnknown, err)
+		wait = p.cfg.RefusedFor
+	} else {
+		in.refusal = fmt.Errorf("%w: %w", ErrNotReady, err)
+		p.log.Warn("tenant not loaded", "tenant", in.id, "error", err, "tries", in.tries)
+	}
+	in.state = Refused
+	in.until = time.Now().Add(wait/2 + rand.N(wait/2))
+	in.report(err, time.Time{})
+	p.refused.Add(in.id, in)
+	close(in.ready)
+	for p.refused.Len() > p.cfg.Refused {
+		if _, oldest, ok := p.refused.RemoveOldest(); ok { // the arrow from refused to gone
+			p.metrics.forget(oldest)
+		}
+	}
+}
+
+// park is the arrow from warm to parked. p.mu is held.
+func (p *Pool) park(in *instance) {
+	in.state = Parked
+	in.until = time.Now().Add(p.cfg.Grace)
+	in.expiry = time.AfterFunc(p.cfg.Grace, func() { p.expire(in) })
+	rev := in.current.Load()
+	for i, f := range in.feeds {
+		in.seeds = append(in.seeds, f.seed())
+		if s := in.seeds[i]; s != nil && !s.content.equal(rev.content[i]) {
+			// What came last was refused. Begin with what decides.
+			*s = feedSeed{content: rev.content[i]}
+		}
+		p.feeds.leave(in, f)
+	}
+	in.feeds = nil
+	p.parked.Add(in.id, in)
+	for p.parked.Len() > p.cfg.Parked {
+		if _, oldest, ok := p.parked.GetOldest(); ok {
+			p.forget(oldest)
+		}
+	}
+}
+
+// revive is the arrow from parked back to warm: without a fetch, but the
+// sources are asked at once. p.mu is held.
+func (p *Pool) revive(in *instance) {
+	in.expiry.Stop()
+	p.parked.Remove(in.id)
+	in.state = Warm
+	for i, b := range in.settings.Bundles {
+		f := p.feeds.join(in, b, in.seeds[i])
+		in.feeds = append(in.feeds, f)
+		p.feeds.poll(f, time.Now())
+	}
+	in.seeds = nil
+	p.warm.Add(in.id, in)
+	p.makeRoom()
+}
+
+// forget is the arrow from parked to gone. p.mu is held.
+func (p *Pool) forget(in *instance) {
+	in.expiry.Stop()
+	p.parked.Remove(in.id)
+	p.metrics.forget(in)
+}
+
+// expire forgets in at the end of its grace period.
+func (p *Pool) expire(in *instance) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if in.state == Parked && !time.Now().Before(in.until) && !p.closed {
+		p.forget(in)
+	}
+}
+
+// reactivate has the users of a feed decide by its new content.
+func (p *Pool) reactivate(users []*instance) {
+	for _, in := range users {
+		p.mu.Lock()
+		feeds := in.feeds
+		p.mu.Unlock()
+		if len(feeds) > 0 { // else it is loading still, or parked by now
+			_ = p.activate(in, feeds) // reported there
+		}
+	}
+}
+
+// preload loads the tenants that are wanted at start, and tries again for those
+// that are refused until each has been warm once. Nobody has to ask for them.
+func (p *Pool) preload(ctx context.Context) {
+	wanted := append(slices.Clone(p.cfg.Required), p.cfg.Preload...)
+	slots := make(chan struct{}, 2*p.cfg.Loads)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for len(wanted) > 0 {
+		var mu sync.Mutex
+		var again []ID
+		for _, id := range wanted {
+			select {
+			case slots <- struct{}{}:
+			case <-ctx.Done():
+				return
+			}
+			wg.Go(func() {
+				defer func() { <-slots }()
+				if p.await(ctx, id) != nil {
+					mu.Lock()
+					defer mu.Unlock()
+					again = append(again, id)
+				}
+			})
+		}
+		wg.Wait()
+		if wanted = again; len(wanted) == 0 {
+			return
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// await loads a tenant and returns why it cannot be.
+func (p *Pool) await(ctx context.Context, id ID) error {
+	in := p.instanceOf(id)
+	if in.fault != nil {
+		return in.fault
+	}
+	select {
+	case <-in.ready:
+		return in.refusal
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,98 @@
+package tenants
+
+import (
+	"errors"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+
+	"github.com/gatehouse-authz/gatehouse/policy"
+)
+
+// Question is one question to a tenant's policy.
+type Question struct {
+	// DecisionID names the decision in the answer, the log and the input.
+	DecisionID string
+
+	// Entry is the entry point to ask, like "envoy/authz/allow". Empty asks
+	// the tenant's default one. One that the operator has not listed for the
+	// tenant is answered with ErrEntry.
+	Entry string
+
+	// Input makes the input document. It runs on one of the pool's workers,
+	// within the deadline, and may still run after Decide has returned: it
+	// must not use what its maker reuses.
+	Input Input
+}
+
+// Input makes the input document of a question, when it is asked for.
+type Input interface {
+	// Input returns the input, or an error that wraps ErrInvalid or
+	// ErrTooLarge when the request cannot be made into one.
+	Input(needs Needs) (ast.Value, error)
+}
+
+// Needs says what an input must hold, and how it is to be read: the parts that
+// the policy of this moment can read, and the tenant's own settings.
+type Needs struct {
+	// All asks for the whole document.
+	All bool
+
+	// SkipBody leaves the request body unparsed (skip-request-body-parse).
+	SkipBody bool
+
+	// ProtoDescriptor is the file of the protobuf descriptor set by which
+	// gRPC bodies are read (proto-descriptor). Empty: they are not.
+	ProtoDescriptor string
+
+	// BodyBytes bounds the body of a request. A larger one is ErrTooLarge.
+	BodyBytes int64
+}
+
+// Answer is the answer to one question.
+type Answer struct {
+	// Decision is what the tenant's policy decided. Where Err is set it is
+	// the zero Decision, a denial.
+	Decision policy.Decision
+
+	// Err is why there is no decision: it wraps one of the errors of this
+	// package or of package policy. Not knowing is not allowing.
+	Err error
+
+	// OnError says how the tenant wants its own faults answered. It is
+	// OnErrorDeny for an Err that no setting may soften: ErrInvalid,
+	// ErrTooLarge, ErrEntry, ErrUnknown.
+	OnError OnError
+
+	// DryRun reports whether the tenant only wants denials to be seen, not
+	// enforced. It softens decisions, never faults.
+	DryRun bool
+}
+
+// OnError is what a fault of ours, or of the tenant's policy, is answered with.
+type OnError int
+
+const (
+	OnErrorDeny     OnError = iota // an explicit denial
+	OnErrorAllow                   // an explicit permission
+	OnErrorUpstream                // an error of the protocol, so that the caller's own failure mode decides
+)
+
+// The errors of Decide and of an Answer, beside those of package policy.
+var (
+	// ErrUnknown: no such tenant.
+	ErrUnknown = errors.New("unknown tenant")
+	// ErrNotReady: the tenant has no policy yet.
+	ErrNotReady = errors.New("tenant is not ready")
+	// ErrBusy: a bound on waiting work is met.
+	ErrBusy = errors.New("tenant is busy")
+	// ErrDeadline: no decision within the time there was.
+	ErrDeadline = errors.New("deadline exceeded")
+	// ErrInvalid: the request cannot be understood.
+	ErrInvalid = errors.New("request cannot be parsed")
+	// ErrTooLarge: the request is over a bound.
+	ErrTooLarge = errors.New("request is too large")
+	// ErrEntry: the operator has not listed this entry point for the tenant.
+	ErrEntry = errors.New("entry point is not listed")
+	// ErrPanic: a panic of ours or of a builtin, caught.
+	ErrPanic = errors.New("panic while deciding")
+)

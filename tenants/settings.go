@@ -1,0 +1,54 @@
+package tenants
+
+import (
+	"time"
+
+	"github.com/gatehouse-authz/gatehouse/control"
+)
+
+// Settings are what the operator's file says of one tenant, its overrides
+// merged in. They are never changed; a reload makes new ones.
+type Settings struct {
+	// Tenant is the tenant's OPA configuration: bundles, labels, entry points.
+	*control.Tenant
+
+	Limits Limits
+
+	// OnError is what a fault is answered with.
+	OnError OnError
+
+	// AllowHeaders are reserved headers that the tenant's policy may change.
+	AllowHeaders []string
+}
+
+// Limits bound what one tenant may use. A zero field means its default.
+type Limits struct {
+	// EvaluationTime bounds the time to an answer, waiting for the tenant to
+	// load and for a slot included; default 500 ms.
+	EvaluationTime time.Duration
+
+	// Concurrency is how many evaluations of the tenant run at once; default
+	// the number of CPUs that the process may use, at least 2.
+	Concurrency int
+
+	// BodyBytes bounds the body of a request; default 1 MiB.
+	BodyBytes int64
+}
+
+const (
+	defaultEvaluationTime = 500 * time.Millisecond
+	defaultBodyBytes      = 1 << 20
+)
+
+func (l Limits) withDefaults(cpus int) Limits {
+	if l.EvaluationTime <= 0 {
+		l.EvaluationTime = defaultEvaluationTime
+	}
+	if l.Concurrency <= 0 {
+		l.Concurrency = max(2, cpus)
+	}
+	if l.BodyBytes <= 0 {
+		l.BodyBytes = defaultBodyBytes
+	}
+	return l
+}

@@ -1,0 +1,148 @@
+package tenants
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// Status tells of one tenant.
+type Status struct {
+	Tenant ID    `json:"tenant"`
+	State  State `json:"state"`
+
+	// Revision is the revision of the tenant's bundle; where it has several,
+	// Bundles has them all and Revision is that of the first by name.
+	Revision string         `json:"revision"`
+	Bundles  []BundleStatus `json:"bundles,omitempty"`
+
+	// Error is why the newest content does not decide, or why the source
+	// cannot be asked; empty when all is well.
+	Error string `json:"error"`
+
+	// StaleSince is since when the source of a bundle gives nothing.
+	StaleSince *time.Time `json:"stale_since"`
+
+	// Activated is when the current policy began to decide.
+	Activated *time.Time `json:"activated,omitempty"`
+
+	// Until is when a parked or refused tenant is forgotten or tried again.
+	Until *time.Time `json:"until,omitempty"`
+
+	// Checks counts what was decided, by outcome, since the tenant was loaded.
+	Checks map[string]uint64 `json:"checks,omitempty"`
+}
+
+// BundleStatus tells of one bundle of a tenant.
+type BundleStatus struct {
+	Name       string     `json:"name"`
+	Revision   string     `json:"revision"`
+	Checked    *time.Time `json:"checked,omitempty"` // when the source last confirmed it
+	Error      string     `json:"error,omitempty"`
+	StaleSince *time.Time `json:"stale_since,omitempty"`
+}
+
+// Tenants returns the status of all tenants that the pool knows, by name.
+func (p *Pool) Tenants() []Status {
+	p.mu.Lock()
+	var all []*instance
+	for _, in := range p.loading {
+		all = append(all, in)
+	}
+	all = append(all, p.warm.Values()...)
+	all = append(all, p.parked.Values()...)
+	all = append(all, p.refused.Values()...)
+	p.mu.Unlock()
+
+	list := make([]Status, len(all))
+	for i, in := range all {
+		list[i] = p.statusOf(in)
+	}
+	slices.SortFunc(list, func(a, b Status) int { return cmp.Compare(a.Tenant, b.Tenant) })
+	return list
+}
+
+// Tenant returns the status of one tenant, and false where the pool knows none
+// of that name. It does not load it.
+func (p *Pool) Tenant(id ID) (Status, bool) {
+	p.mu.Lock()
+	in := p.loading[id]
+	for _, list := range []interface{ Peek(ID) (*instance, bool) }{p.warm, p.parked, p.refused} {
+		if found, ok := list.Peek(id); in == nil && ok {
+			in = found
+		}
+	}
+	p.mu.Unlock()
+	if in == nil {
+		return Status{}, false
+	}
+	return p.statusOf(in), true
+}
+
+// Unready returns the required tenants that have no policy yet, with the reason.
+func (p *Pool) Unready() map[ID]string {
+	unready := map[ID]string{}
+	for _, id := range p.cfg.Required {
+		switch s, ok := p.Tenant(id); {
+		case !ok:
+			unready[id] = "not loaded"
+		case s.State == Loading || s.State == Refused:
+			unready[id] = string(s.State)
+			if s.Error != "" {
+				unready[id] += ": " + s.Error
+			}
+		}
+	}
+	return unready
+}
+
+func (p *Pool) statusOf(in *instance) Status {
+	p.mu.Lock()
+	s := Status{Tenant: in.id, State: in.state}
+	feeds := in.feeds
+	if in.state == Parked || in.state == Refused {
+		s.Until = &in.until
+	}
+	p.mu.Unlock()
+
+	in.mu.Lock()
+	st := in.status
+	in.mu.Unlock()
+	if st.err != nil {
+		s.Error = st.err.Error()
+	}
+	if !st.activated.IsZero() {
+		s.Activated = &st.activated
+	}
+	if rev := in.current.Load(); rev != nil {
+		for i, r := range rev.policy.Revisions() {
+			b := BundleStatus{Name: r.Name, Revision: r.Revision}
+			if i < len(feeds) {
+				b.fill(feeds[i])
+			}
+			if b.StaleSince != nil && (s.StaleSince == nil || b.StaleSince.Before(*s.StaleSince)) {
+				s.StaleSince = b.StaleSince
+			}
+			if s.Error == "" {
+				s.Error = b.Error
+			}
+			s.Bundles = append(s.Bundles, b)
+		}
+		s.Revision = s.Bundles[0].Revision
+	}
+	s.Checks = in.counts.byOutcome()
+	return s
+}
+
+func (b *BundleStatus) fill(f *feed) {
+	err, stale, checked := f.state()
+	if err != nil {
+		b.Error = err.Error()
+	}
+	if !stale.IsZero() {
+		b.StaleSince = &stale
+	}
+	if !checked.IsZero() {
+		b.Checked = &checked
+	}
+}
