@@ -1,0 +1,159 @@
+package extauthz
+
+import (
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+
+	"github.com/gatehouse-authz/gatehouse/tenants"
+)
+
+// version says how an input was made.
+var version = ast.ObjectTerm(
+	item{intern("ext_authz"), intern("v3")},
+	item{intern("encoding"), intern("protojson")},
+)
+
+// inputOf returns the input document of a request. Its error wraps ErrInvalid or
+// ErrTooLarge where the request is at fault.
+func inputOf(req *authv3.CheckRequest, decisionID string, needs tenants.Needs, descriptors map[string]*Descriptors) (ast.Value, error) {
+	http := req.GetAttributes().GetRequest().GetHttp()
+	if n := max(len(http.GetBody()), len(http.GetRawBody())); int64(n) > needs.BodyBytes {
+		return nil, fmt.Errorf("%w: body has %d bytes, limit %d", tenants.ErrTooLarge, n, needs.BodyBytes)
+	}
+	path, query, err := splitPath(http.GetPath())
+	if err != nil {
+		return nil, fmt.Errorf("%w: path: %w", tenants.ErrInvalid, err)
+	}
+	parameters, err := url.ParseQuery(query)
+	if err != nil {
+		return nil, fmt.Errorf("%w: query: %w", tenants.ErrInvalid, err)
+	}
+	headers := headersOf(http)
+
+	var t termMaker
+	var buf [7]item
+	items := append(buf[:0],
+		item{keyVersion, version},
+		item{keyParsedPath, t.strings(path)},
+		item{keyParsedQuery, t.lists(parameters)},
+	)
+	if a := req.GetAttributes(); a != nil || decisionID != "" {
+		items = append(items, item{keyAttributes, t.attributes(a, headers, decisionID)})
+	}
+	if !needs.SkipBody {
+		r := bodyReader{terms: &t, http: http, headers: headers, path: path}
+		if needs.ProtoDescriptor != "" {
+			r.descriptorFile, r.descriptors = needs.ProtoDescriptor, descriptors[needs.ProtoDescriptor]
+		}
+		body, truncated, err := r.read()
+		if err != nil {
+			return nil, err
+		}
+		items = append(items, item{keyParsedBody, body}, item{keyTruncatedBody, ast.InternedTerm(truncated)})
+	}
+	items = t.appendString(items, keySourcePrincipal, req.GetAttributes().GetSource().GetPrincipal())
+	return ast.NewObject(items...), nil
+}
+
+// splitPath returns the segments of the decoded path, and the query as it is.
+// The path is decoded before it is split, so that "%2F" separates too. It is
+// never read as a URL, in which "//x" would be a host.
+func splitPath(path string) (segments []string, query string, err error) {
+	path, query, _ = strings.Cut(path, "?")
+	if path, err = url.PathUnescape(path); err != nil {
+		return nil, "", err
+	}
+	if strings.IndexByte(path, 0) >= 0 {
+		return nil, "", fmt.Errorf("NUL in the path")
+	}
+	segments = strings.Split(strings.TrimLeft(path, "/"), "/")
+	if slices.Contains(segments, "..") {
+		return nil, "", fmt.Errorf(`".." in the path`)
+	}
+	return segments, query, nil
+}
+
+// lists returns an object of arrays of strings.
+func (t *termMaker) lists(m map[string][]string) *ast.Term {
+	var buf [16]item
+	items := buf[:0]
+	for k, list := range m {
+		items = append(items, item{t.string(k), t.strings(list)})
+	}
+	return t.object(items)
+}
+
+// headersOf returns the headers of a request. Where there are none they are made
+// from its header map, as Envoy would have: a name in lower case, the values of
+// one name joined, each byte that is not UTF-8 as "!".
+func headersOf(http *authv3.AttributeContext_HttpRequest) map[string]string {
+	entries := http.GetHeaderMap().GetHeaders()
+	if len(http.GetHeaders()) > 0 || len(entries) == 0 {
+		return http.GetHeaders()
+	}
+	joined := make(map[string][]byte, len(entries)) // grown in place: a name may have very many values
+	for _, h := range entries {
+		name := lower(h.GetKey())
+		value, ok := joined[name]
+		if ok && name == "cookie" {
+			value = append(value, "; "...)
+		} else if ok {
+			value = append(value, ',')
+		}
+		if raw := h.GetRawValue(); len(raw) > 0 {
+			value = append(value, raw...)
+		} else {
+			value = append(value, h.GetValue()...)
+		}
+		if value == nil {
+			value = []byte{} // present, though empty
+		}
+		joined[name] = value
+	}
+	headers := make(map[string]string, len(joined))
+	for name, value := range joined {
+		headers[name] = sanitize(value)
+	}
+	return headers
+}
+
+// sanitize returns b as a string in which each byte that is not UTF-8 is "!".
+func sanitize(b []byte) string {
+	if utf8.Valid(b) {
+		return string(b)
+	}
+	out := make([]byte, 0, len(b))
+	for len(b) > 0 {
+		r, n := utf8.DecodeRune(b)
+		if r == utf8.RuneError && n == 1 {
+			out = append(out, '!')
+		} else {
+			out = append(out, b[:n]...)
+		}
+		b = b[n:]
+	}
+	return string(out)
+}
+
+// lower returns s with ASCII letters in lower case.
+func lower(s string) string {
+	for i := range len(s) {
+		if 'A' <= s[i] && s[i] <= 'Z' {
+			b := []byte(s)
+			for ; i < len(b); i++ {
+				if 'A' <= b[i] && b[i] <= 'Z' {
+					b[i] += 'a' - 'A'
+				}
+			}
+			return string(b)
+		}
+	}
+	return s
+}

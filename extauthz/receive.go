@@ -1,0 +1,112 @@
+package extauthz
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/gatehouse-authz/gatehouse/tenants"
+)
+
+// transport is what the streams of grpc-go offer below RecvMsg. RecvMsg ends the
+// call with an RPC error when a message is too large or cannot be decoded; a
+// handler that is to answer such a call has to read the message itself.
+type transport interface {
+	ReadMessageHeader(header []byte) error
+	Read(n int) (mem.BufferSlice, error)
+	RecvCompress() string
+}
+
+// receive reads the one message of a unary call into m. Its error wraps
+// ErrTooLarge for a message over the limit, whether before or after it is
+// decompressed, and ErrInvalid for one that cannot be decoded. The call can
+// still be answered.
+func receive(stream grpc.ServerStream, m proto.Message, limit int) error {
+	ctx := stream.Context()
+	t, ok := grpc.ServerTransportStreamFromContext(ctx).(transport)
+	if !ok { // a stream of another kind, with the bounds that it has itself
+		return stream.RecvMsg(m)
+	}
+	err := receiveFrom(t, m, limit)
+	if err != nil && ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
+}
+
+func receiveFrom(t transport, m proto.Message, limit int) error {
+	var header [5]byte // flag and length, as PROTOCOL-HTTP2.md has it
+	if err := t.ReadMessageHeader(header[:]); err != nil {
+		return receiveError(err)
+	}
+	length := binary.BigEndian.Uint32(header[1:])
+	if int64(length) > int64(limit) {
+		return fmt.Errorf("%w: message has %d bytes, limit %d", tenants.ErrTooLarge, length, limit)
+	}
+	data, err := t.Read(int(length))
+	if err != nil {
+		return receiveError(err)
+	}
+	defer data.Free()
+
+	switch header[0] {
+	case 0:
+	case 1:
+		if data, err = decompress(t.RecvCompress(), data, limit); err != nil {
+			return err
+		}
+	default:
+		return fmt.Errorf("%w: message has flag %d", tenants.ErrInvalid, header[0])
+	}
+	message := data.MaterializeToBuffer(mem.DefaultBufferPool())
+	defer message.Free()
+	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(message.ReadOnlyData(), m); err != nil {
+		return fmt.Errorf("%w: %w", tenants.ErrInvalid, err)
+	}
+
+	switch err := t.ReadMessageHeader(header[:]); err {
+	case io.EOF:
+		return nil
+	case nil:
+		return fmt.Errorf("%w: more than one message", tenants.ErrInvalid)
+	default:
+		return receiveError(err)
+	}
+}
+
+// decompress returns what data holds, as far as it is within the limit.
+func decompress(name string, data mem.BufferSlice, limit int) (mem.BufferSlice, error) {
+	compressor := encoding.GetCompressor(name)
+	if compressor == nil {
+		return nil, fmt.Errorf("%w: message is compressed as %q", tenants.ErrInvalid, name)
+	}
+	compressed := data.Reader()
+	defer compressed.Close()
+	r, err := compressor.Decompress(compressed)
+	if err != nil {
+		return nil, fmt.Errorf("%w: decompressing: %w", tenants.ErrInvalid, err)
+	}
+	plain, err := io.ReadAll(io.LimitReader(r, int64(limit)+1))
+	if err != nil {
+		return nil, fmt.Errorf("%w: decompressing: %w", tenants.ErrInvalid, err)
+	}
+	if len(plain) > limit {
+		return nil, fmt.Errorf("%w: message has more than %d bytes when decompressed", tenants.ErrTooLarge, limit)
+	}
+	return mem.BufferSlice{mem.SliceBuffer(plain)}, nil
+}
+
+// receiveError returns an error of the transport: one that says that the call
+// ended early is the client's.
+func receiveError(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%w: message is incomplete", tenants.ErrInvalid)
+	}
+	return err
+}

@@ -1,0 +1,207 @@
+package extauthz
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+
+	"github.com/gatehouse-authz/gatehouse/tenants"
+)
+
+// Config is what a Server works with.
+type Config struct {
+	// Pool decides. Required.
+	Pool Pool
+
+	// Resolve finds the tenant of a check: the first that names one wins, and
+	// one that names something invalid refuses the check.
+	Resolve []Resolver
+
+	// Default is the tenant of a check that names none. Empty: it is refused.
+	Default string
+
+	// Descriptors are those that tenants may name in their settings.
+	Descriptors map[string]*Descriptors // :: file name, as in tenants.Needs → what it holds
+
+	// MaxMessageBytes bounds a CheckRequest, compressed or not. Default 64 MiB.
+	// The bound of the grpc.Server itself does not apply to checks.
+	MaxMessageBytes int
+
+	// Logger gets panics as errors, and what was wrong with refused checks for
+	// debugging. Default: none.
+	Logger *slog.Logger
+
+	// Refused counts a check that was denied without asking the pool: as
+	// "invalid", "too_large", "no_tenant", "canceled" or "panic". Optional.
+	Refused func(outcome string)
+}
+
+// Pool is what a Server needs of tenants.Pool.
+type Pool interface {
+	// Decide asks a tenant's policy and calls answer once for each question,
+	// before it returns. It returns an error, which may wrap ErrUnknown, where
+	// it has no answers.
+	Decide(ctx context.Context, id tenants.ID, questions []tenants.Question, answer func(i int, a tenants.Answer)) error
+}
+
+const defaultMaxMessageBytes = 64 << 20
+
+// Server answers checks.
+type Server struct {
+	pool        Pool
+	router      *router
+	descriptors map[string]*Descriptors
+	maxMessage  int
+	log         *slog.Logger
+	refused     func(string)
+}
+
+// New returns a Server, or an error that says what in its Config is wrong.
+func New(c Config) (*Server, error) {
+	router, err := newRouter(c.Resolve, c.Default)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{
+		pool:        c.Pool,
+		router:      router,
+		descriptors: c.Descriptors,
+		maxMessage:  c.MaxMessageBytes,
+		log:         c.Logger,
+		refused:     c.Refused,
+	}
+	if s.maxMessage <= 0 {
+		s.maxMessage = defaultMaxMessageBytes
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.refused == nil {
+		s.refused = func(string) {}
+	}
+	return s, nil
+}
+
+// Register makes g serve envoy.service.auth.v3.Authorization.
+//
+// Check is registered with a handler that receives the message itself: a message
+// that cannot be received is to be denied, and the handler of a unary call would
+// never see it. Unary interceptors of g do not see checks.
+func (s *Server) Register(g grpc.ServiceRegistrar) {
+	g.RegisterService(&grpc.ServiceDesc{
+		ServiceName: authv3.Authorization_ServiceDesc.ServiceName,
+		HandlerType: authv3.Authorization_ServiceDesc.HandlerType,
+		Streams:     []grpc.StreamDesc{{StreamName: "Check", Handler: serve}},
+		Metadata:    authv3.Authorization_ServiceDesc.Metadata,
+	}, s)
+}
+
+// serve handles one call of Check.
+func serve(server any, stream grpc.ServerStream) (err error) {
+	s := server.(*Server)
+	defer func() { // a panic while sending cannot be answered, but it is not the end of the process
+		if r := recover(); r != nil {
+			s.logPanic(r)
+			err = status.Error(codes.Internal, "internal error")
+		}
+	}()
+	resp, err := s.receiveAndCheck(stream)
+	if err != nil {
+		return err
+	}
+	return stream.SendMsg(resp)
+}
+
+func (s *Server) receiveAndCheck(stream grpc.ServerStream) (resp *authv3.CheckResponse, err error) {
+	defer s.recoverTo(&resp, &err)
+	req := new(authv3.CheckRequest)
+	if err := receive(stream, req, s.maxMessage); err != nil {
+		return s.refuse(err)
+	}
+	return s.check(stream.Context(), req)
+}
+
+// Check answers one check. An error is a gRPC status; there is one only for a
+// fault of a tenant that wants its callers to see it.
+func (s *Server) Check(ctx context.Context, req *authv3.CheckRequest) (resp *authv3.CheckResponse, err error) {
+	defer s.recoverTo(&resp, &err)
+	return s.check(ctx, req)
+}
+
+// check is one check as the question that it asks.
+type check struct {
+	req         *authv3.CheckRequest
+	descriptors map[string]*Descriptors
+	question    [1]tenants.Question
+	answer      tenants.Answer
+	answered    bool
+}
+
+func (s *Server) check(ctx context.Context, req *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+	id, err := s.router.tenantOf(ctx, req)
+	if err != nil {
+		return s.refuse(err)
+	}
+	c := &check{req: req, descriptors: s.descriptors}
+	c.question[0] = tenants.Question{DecisionID: newDecisionID(), Entry: entryOf(req), Input: c}
+	decisionID := c.question[0].DecisionID
+
+	err = s.pool.Decide(ctx, id, c.question[:], c.take)
+	if err == nil && !c.answered {
+		err = errors.New("no answer")
+	}
+	if err != nil {
+		c.answer = tenants.Answer{Err: err}
+	}
+	if err := c.answer.Err; err != nil && s.log.Enabled(ctx, slog.LevelDebug) {
+		s.log.DebugContext(ctx, "check has no decision", "tenant", id, "decision_id", decisionID, "error", err)
+	}
+	return responseOf(&c.answer, decisionID)
+}
+
+// Input makes the input document.
+func (c *check) Input(needs tenants.Needs) (ast.Value, error) {
+	return inputOf(c.req, c.question[0].DecisionID, needs, c.descriptors)
+}
+
+func (c *check) take(_ int, a tenants.Answer) { c.answer, c.answered = a, true }
+
+// refuse denies a check that reaches no tenant.
+func (s *Server) refuse(err error) (*authv3.CheckResponse, error) {
+	decisionID := newDecisionID()
+	outcome := "canceled"
+	switch {
+	case errors.Is(err, tenants.ErrInvalid):
+		outcome = "invalid"
+	case errors.Is(err, tenants.ErrTooLarge):
+		outcome = "too_large"
+	case errors.Is(err, errTenant):
+		outcome = "no_tenant"
+	case errors.Is(err, tenants.ErrPanic):
+		outcome = "panic"
+	}
+	s.refused(outcome)
+	s.log.Debug("check refused", "outcome", outcome, "decision_id", decisionID, "error", err)
+	return failureOf(err, tenants.OnErrorDeny, decisionID)
+}
+
+// recoverTo, deferred, makes a denial of a panic.
+func (s *Server) recoverTo(resp **authv3.CheckResponse, err *error) {
+	if r := recover(); r != nil {
+		s.logPanic(r)
+		*resp, *err = s.refuse(tenants.ErrPanic)
+	}
+}
+
+func (s *Server) logPanic(r any) {
+	s.log.Error("panic in a check", "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+}
