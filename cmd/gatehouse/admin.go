@@ -1,0 +1,85 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/gatehouse-authz/gatehouse/tenants"
+)
+
+// newAdmin returns the server of the admin listener:
+//
+//	GET /healthz            the process lives
+//	GET /readyz[?verbose]   the required tenants have a policy
+//	GET /metrics            Prometheus
+//	GET /tenants            all tenants that are known
+//	GET /tenants/{tenant}   one of them
+//
+// The last two name tenants and why they fail, and answer only where the
+// listener is reached from this machine alone.
+func newAdmin(pool *tenants.Pool, ready *readiness, gatherer prometheus.Gatherer, local bool, log *slog.Logger) *http.Server {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		unready := ready.unready()
+		if len(unready) > 0 {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			fmt.Fprintln(w, "not ready")
+		} else {
+			fmt.Fprintln(w, "ready")
+		}
+		if r.URL.Query().Has("verbose") {
+			for _, what := range slices.Sorted(maps.Keys(unready)) {
+				fmt.Fprintf(w, "%s: %s\n", what, unready[what])
+			}
+		}
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{
+		ErrorLog:            slog.NewLogLogger(log.Handler(), slog.LevelError),
+		MaxRequestsInFlight: 4,
+		Timeout:             20 * time.Second,
+	}))
+	if local {
+		mux.HandleFunc("GET /tenants", func(w http.ResponseWriter, _ *http.Request) {
+			writeJSON(w, http.StatusOK, pool.Tenants())
+		})
+		mux.HandleFunc("GET /tenants/{tenant}", func(w http.ResponseWriter, r *http.Request) {
+			id, err := tenants.ParseID(r.PathValue("tenant"))
+			if err != nil {
+				writeJSON(w, http.StatusBadRequest, map[string]string{"error": err.Error()})
+				return
+			}
+			status, ok := pool.Tenant(id)
+			if !ok {
+				writeJSON(w, http.StatusNotFound, map[string]string{"error": fmt.Sprintf("tenant %q is not known here; a check loads it", id)})
+				return
+			}
+			writeJSON(w, http.StatusOK, status)
+		})
+	}
+	return &http.Server{
+		Handler:           mux,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      30 * time.Second,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	_ = enc.Encode(v) // the client is gone
+}

@@ -1,0 +1,207 @@
+package main
+
+import (
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/gatehouse-authz/gatehouse/extauthz"
+)
+
+// Config is the operator's file, in YAML (or JSON, which is YAML). Its fields
+// are the manual: what a key means, its unit, its default. Unknown keys are
+// faults; an absent key is its default.
+type Config struct {
+	// GRPC is where Envoy asks.
+	GRPC GRPC `yaml:"grpc"`
+
+	// HTTP is the listener of the HTTP API, which this version does not have:
+	// it is read, noted and not listened on.
+	HTTP HTTP `yaml:"http"`
+
+	// Admin is where operators look: /healthz, /readyz, /metrics, /tenants.
+	Admin Admin `yaml:"admin"`
+
+	// Tenants says who the tenants are and what each may use.
+	Tenants Tenants `yaml:"tenants"`
+
+	// OPA is the OPA configuration of every tenant: each string is a template
+	// of {{ .tenant }} (or {{ .bundlename }}). ${NAME} is replaced by the
+	// environment variable NAME, which must be set.
+	OPA yaml.Node `yaml:"opa"`
+
+	// Overrides are settings of single tenants, by name: the keys of tenants
+	// that are a tenant's, and opa, merged over those of all.
+	Overrides map[string]yaml.Node `yaml:"overrides"`
+
+	// The following are of parts that this version does not have. They may
+	// stand in the file as long as they ask for nothing.
+	OverridesDir string    `yaml:"overrides_dir"` // "" only
+	Persist      Persist   `yaml:"persist"`       // directory: "" only
+	Guard        Guard     `yaml:"guard"`         // bundle: "" only
+	Redact       string    `yaml:"redact"`        // default or none; there is no log to redact
+	Telemetry    Telemetry `yaml:"telemetry"`     // otlp.endpoint: "" only
+}
+
+// GRPC configures the listener for Envoy.
+type GRPC struct {
+	// Listen is host:port, or unix:///path of a socket. Default
+	// "127.0.0.1:9191".
+	Listen string `yaml:"listen"`
+
+	// MaxMessageBytes bounds a check request; one that is larger is denied
+	// with 413. Default 64MiB.
+	MaxMessageBytes Size `yaml:"max_message_bytes"`
+
+	// Reflection offers gRPC reflection. Default false.
+	Reflection bool `yaml:"reflection"`
+}
+
+// HTTP configures the listener of the HTTP API.
+type HTTP struct {
+	Listen       string   `yaml:"listen"`
+	URL          string   `yaml:"url"`
+	TrustedPeers []string `yaml:"trusted_peers"`
+}
+
+// Admin configures the listener for operators.
+type Admin struct {
+	// Listen is host:port; "" turns it off. Default "127.0.0.1:8282". On an
+	// address that is not loopback only /healthz, /readyz and /metrics answer.
+	Listen string `yaml:"listen"`
+}
+
+// Tenants configures the pool of tenants.
+type Tenants struct {
+	// Resolve says how a check names its tenant. The first of the list that
+	// names one wins; one that names an invalid name refuses the check. Each
+	// has one key: context_extension, route_metadata {namespace, key},
+	// authority or host {map or pattern}, or header.
+	// Default: [{context_extension: tenant}].
+	Resolve []extauthz.Resolver `yaml:"resolve"`
+
+	// Default is the tenant of a check that names none. Default "": such
+	// checks are refused.
+	Default string `yaml:"default"`
+
+	// Peers is of a later version; {} only.
+	Peers map[string]yaml.Node `yaml:"peers"`
+
+	// Capacity is how many tenants are kept warm. Default 10000.
+	Capacity Count `yaml:"capacity"`
+
+	// Parked is how many tenants that were pushed out stay within their grace
+	// period. Default 1000.
+	Parked Count `yaml:"parked"`
+
+	// GracePeriod is how long such a tenant stays. Default 5m.
+	GracePeriod Duration `yaml:"grace_period"`
+
+	// Preload names tenants that are loaded at start; ["*"] all those of the
+	// directory. Default none.
+	Preload []string `yaml:"preload"`
+
+	// Required names tenants that are loaded at start and that /readyz waits
+	// for. Default none.
+	Required []string `yaml:"required"`
+
+	// TenantKeys are those that an override may change for one tenant.
+	TenantKeys `yaml:",inline"`
+}
+
+// TenantKeys are the keys of tenants that are a tenant's own.
+type TenantKeys struct {
+	Limits Limits `yaml:"limits"`
+
+	// OnError is what a fault (an undefined, conflicting or ill-typed result,
+	// an evaluation error, a tenant that is not ready or busy, no answer in
+	// time) is answered with: deny; allow; or upstream, an error of gRPC, so
+	// that Envoy's failure_mode_allow decides. Default deny.
+	OnError OnError `yaml:"on_error"`
+
+	// AllowHeaders names reserved headers that a policy may change: names, or
+	// prefixes that end with "*". Reserved are names that begin with ":",
+	// host, x-envoy-* and hop-by-hop headers. Default none.
+	AllowHeaders []string `yaml:"allow_headers"`
+
+	// OnPartialBody is evaluate. Default evaluate.
+	OnPartialBody string `yaml:"on_partial_body"`
+
+	// Network is of a later version: allow_hosts: [] only.
+	Network Network `yaml:"network"`
+
+	// Evaluator is auto or topdown, which are the same in this version.
+	// Default auto.
+	Evaluator string `yaml:"evaluator"`
+}
+
+// Override is what the file says of a single tenant.
+type Override struct {
+	TenantKeys `yaml:",inline"`
+	OPA        yaml.Node `yaml:"opa"`
+}
+
+// Limits bound what one tenant may use.
+type Limits struct {
+	// EvaluationTime bounds the time to an answer, waiting included. Where the
+	// caller has less time, a margin below that bounds it. Default 500ms.
+	EvaluationTime Duration `yaml:"evaluation_time"`
+
+	// Concurrency is how many evaluations of a tenant run at once. Default 0:
+	// as many as there are CPUs, at least 2.
+	Concurrency Count `yaml:"concurrency"`
+
+	// BundleBytes bounds a bundle as it is fetched, compressed. Default 64MiB.
+	BundleBytes Size `yaml:"bundle_bytes"`
+
+	// BundleExpandedBytes bounds the files of a bundle. Default 256MiB.
+	BundleExpandedBytes Size `yaml:"bundle_expanded_bytes"`
+
+	// BodyBytes bounds the body of a request; a larger one is denied with
+	// 413. Default 1MiB.
+	BodyBytes Size `yaml:"body_bytes"`
+}
+
+// Network, Persist, Guard and Telemetry are of later versions.
+type (
+	Network struct {
+		AllowHosts []string `yaml:"allow_hosts"`
+	}
+	Persist struct {
+		Directory string `yaml:"directory"`
+	}
+	Guard struct {
+		Bundle string `yaml:"bundle"`
+		Path   string `yaml:"path"`
+	}
+	Telemetry struct {
+		OTLP struct {
+			Endpoint string `yaml:"endpoint"`
+		} `yaml:"otlp"`
+	}
+)
+
+func defaultConfig() *Config {
+	return &Config{
+		GRPC:  GRPC{Listen: "127.0.0.1:9191", MaxMessageBytes: 64 << 20},
+		HTTP:  HTTP{},
+		Admin: Admin{Listen: "127.0.0.1:8282"},
+		Tenants: Tenants{
+			Resolve:     []extauthz.Resolver{{ContextExtension: "tenant"}},
+			Capacity:    10_000,
+			Parked:      1000,
+			GracePeriod: Duration(5 * time.Minute),
+			TenantKeys: TenantKeys{
+				Limits: Limits{
+					EvaluationTime:      Duration(500 * time.Millisecond),
+					BundleBytes:         64 << 20,
+					BundleExpandedBytes: 256 << 20,
+					BodyBytes:           1 << 20,
+				},
+				OnPartialBody: "evaluate",
+				Evaluator:     "auto",
+			},
+		},
+		Redact: "default",
+	}
+}

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"log/slog"
+	"math"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"runtime/metrics"
+	"sync"
+	"time"
+
+	"github.com/KimMachineGun/automemlimit/memlimit"
+)
+
+// The collector's pace. Left at its default it would collect a small heap all
+// the time: a server with 20 MiB of live data would do so for each 20 MiB it
+// allocates. The heap is let grow to heapFloor instead, or to a quarter of the
+// memory limit where that is less; a heap with more live data than half of that
+// is paced by GOGC=100, as usual.
+const (
+	memoryRatio   = 0.9       // of the container's memory is the limit
+	heapFloor     = 512 << 20 // bytes
+	heapFraction  = 4
+	paceInterval  = time.Second
+	maxGCPercent  = 10_000
+	paceTolerance = 0.1 // a change of the pace that is less is not worth a pause
+)
+
+// fitContainer fits memory and CPU to the container, logs what was chosen, and
+// returns a function that ends it. GOMEMLIMIT and GOGC, where set, are kept.
+// GOMAXPROCS follows the CPU quota by itself.
+func fitContainer(log *slog.Logger) (stop func()) {
+	limitFrom := "GOMEMLIMIT"
+	if os.Getenv("GOMEMLIMIT") == "" {
+		limitFrom = "cgroup"
+		if _, err := memlimit.Set(
+			memlimit.WithRatio(memoryRatio), memlimit.WithProvider(memlimit.FromCgroup)); err != nil {
+			limitFrom = "none"
+		}
+	}
+	limit := debug.SetMemoryLimit(-1)
+	if limit == math.MaxInt64 {
+		limitFrom = "none"
+	}
+	floor := int64(heapFloor)
+	if limit != math.MaxInt64 {
+		floor = min(floor, limit/heapFraction)
+	}
+	attrs := []any{
+		"gomaxprocs", runtime.GOMAXPROCS(0), "cpus", runtime.NumCPU(),
+		"memory_limit_from", limitFrom,
+	}
+	if limitFrom != "none" {
+		attrs = append(attrs, "memory_limit_bytes", limit)
+	}
+	if os.Getenv("GOGC") != "" {
+		log.Info("fitted to the container", append(attrs, "gc", "GOGC")...)
+		return func() {}
+	}
+	log.Info("fitted to the container", append(attrs, "gc", "heap floor", "heap_floor_bytes", floor)...)
+
+	p := &pacer{floor: floor, percent: 100}
+	p.adjust()
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		tick := time.NewTicker(paceInterval)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				p.adjust()
+			case <-done:
+				return
+			}
+		}
+	})
+	return func() {
+		close(done)
+		wg.Wait()
+		debug.SetGCPercent(100)
+	}
+}
+
+// pacer keeps the size at which the heap is collected at a floor or above.
+type pacer struct {
+	floor   int64
+	percent int
+}
+
+func (p *pacer) adjust() {
+	sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	metrics.Read(sample)
+	percent := gcPercent(int64(sample[0].Value.Uint64()), p.floor)
+	if d := math.Abs(float64(percent-p.percent)) / float64(p.percent); d > paceTolerance {
+		p.percent = percent
+		debug.SetGCPercent(percent)
+	}
+}
+
+// gcPercent returns the percentage by which live bytes may grow to reach the
+// floor, at least 100.
+func gcPercent(live, floor int64) int {
+	live = max(live, 1<<20)
+	return int(min(max((floor-live)*100/live, 100), maxGCPercent))
+}

@@ -1,0 +1,439 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/gatehouse-authz/gatehouse/bundles"
+	"github.com/gatehouse-authz/gatehouse/control"
+	"github.com/gatehouse-authz/gatehouse/extauthz"
+	"github.com/gatehouse-authz/gatehouse/tenants"
+)
+
+// maxConfig bounds the operator's file, in bytes.
+const maxConfig = 16 << 20
+
+// Loaded is the operator's file and directory, read and checked: what the rest
+// is made of.
+type Loaded struct {
+	*Config
+	Dir         *bundles.Dir // nil: none is served
+	Default     tenants.ID
+	Preload     []tenants.ID
+	Required    []tenants.ID
+	Descriptors map[string]*extauthz.Descriptors // :: proto-descriptor file → its types
+	Notes       []fault
+
+	tenants   tenantSet
+	overrides map[tenants.ID]tenantSet
+}
+
+// tenantSet is what the file says of a tenant.
+type tenantSet struct {
+	keys     TenantKeys
+	template *control.Template
+}
+
+// load reads the operator's file and the directory; each may be "". With
+// anyDir, a file that leaves the bundles to a directory is read as if there were
+// one. The error holds all faults, each with its place.
+func load(path, dir string, anyDir bool) (*Loaded, error) {
+	l := &loader{Loaded: &Loaded{Config: defaultConfig()}}
+	if path != "" {
+		if err := l.read(path); err != nil {
+			return nil, err
+		}
+	}
+	if dir != "" {
+		var err error
+		if l.Dir, err = bundles.NewDir(dir, l.limits(l.Tenants.Limits)); err != nil {
+			l.fault("", "%s", err)
+		}
+	}
+	if anyDir && dir == "" && l.places.line("opa.bundles") == l.places.line("opa") {
+		l.Dir = new(bundles.Dir)
+	}
+	l.check(dir != "" || l.Dir != nil)
+	if len(l.faults.all) > 0 {
+		l.faults.file = path
+		slices.SortStableFunc(l.faults.all, func(a, b fault) int { return a.line - b.line })
+		return nil, &l.faults
+	}
+	return l.Loaded, nil
+}
+
+// loader collects faults while it loads.
+type loader struct {
+	*Loaded
+	places places
+	faults faults
+}
+
+func (l *loader) fault(path, format string, args ...any) {
+	l.faults.all = append(l.faults.all, fault{l.places.line(path), path, fmt.Sprintf(format, args...)})
+}
+
+var (
+	lineText     = regexp.MustCompile(`^line (\d+): (?s:(.*))$`)
+	unknownField = regexp.MustCompile(`^field (\S+) not found in type `)
+	badType      = regexp.MustCompile("^cannot unmarshal !!(\\w+)(?: `(.*)`)? into \\S+$")
+)
+
+func (l *loader) read(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
+	if err != nil {
+		return err
+	}
+	if len(text) > maxConfig {
+		return fmt.Errorf("%s: file is larger than %d bytes", path, maxConfig)
+	}
+	var root yaml.Node
+	if err := yaml.Unmarshal(text, &root); err != nil {
+		l.yaml(err)
+		return nil
+	}
+	l.places.root = &root
+	dec := yaml.NewDecoder(bytes.NewReader(text))
+	dec.KnownFields(true)
+	if err := dec.Decode(l.Config); err != nil && !errors.Is(err, io.EOF) {
+		l.yaml(err)
+	}
+	return nil
+}
+
+// yaml adds the faults of a YAML error, which may be many.
+func (l *loader) yaml(err error) {
+	texts := []string{strings.TrimPrefix(err.Error(), "yaml: ")}
+	var typeError *yaml.TypeError
+	if errors.As(err, &typeError) {
+		texts = typeError.Errors
+	}
+	for _, text := range texts {
+		f := fault{text: text}
+		if m := lineText.FindStringSubmatch(text); m != nil {
+			f.line, _ = strconv.Atoi(m[1])
+			f.text = m[2]
+		}
+		if m := unknownField.FindStringSubmatch(f.text); m != nil {
+			f.text = fmt.Sprintf("unknown key %q", m[1])
+		}
+		if m := badType.FindStringSubmatch(f.text); m != nil {
+			f.text = fmt.Sprintf("value %q has the wrong type (%s)", m[2], m[1])
+		}
+		l.faults.all = append(l.faults.all, f)
+	}
+}
+
+// check checks what the file asks for as a whole, and makes of it what the
+// rest needs.
+func (l *loader) check(hasDir bool) {
+	l.absent()
+	if _, _, err := listenAddress(l.GRPC.Listen); err != nil {
+		l.fault("grpc.listen", "%s", err)
+	}
+	if l.Admin.Listen != "" {
+		if _, _, err := listenAddress(l.Admin.Listen); err != nil {
+			l.fault("admin.listen", "%s", err)
+		}
+	}
+	if l.Tenants.Capacity < 1 {
+		l.fault("tenants.capacity", "is 0, at least 1 is needed")
+	}
+	for i, r := range l.Tenants.Resolve {
+		if err := r.Validate(); err != nil {
+			l.fault(fmt.Sprintf("tenants.resolve[%d]", i), "%s", err)
+		}
+	}
+	if l.Tenants.Default != "" {
+		l.Default = l.tenantID("tenants.default", l.Tenants.Default)
+	}
+	for i, name := range l.Tenants.Required {
+		l.Required = append(l.Required, l.tenantID(fmt.Sprintf("tenants.required[%d]", i), name))
+	}
+	l.preload(hasDir)
+	if n := len(l.Required) + len(l.Preload); l.Tenants.Capacity > 0 && n > int(l.Tenants.Capacity) {
+		l.fault("tenants.capacity", "is %d, less than the %d tenants to preload", l.Tenants.Capacity, n)
+	}
+	l.opa()
+}
+
+// absent faults what this version does not have, unless it asks for nothing.
+func (l *loader) absent() {
+	none := func(path string, ok bool) {
+		if !ok {
+			l.fault(path, "not supported by this version")
+		}
+	}
+	none("overrides_dir", l.OverridesDir == "")
+	none("persist.directory", l.Persist.Directory == "")
+	none("guard.bundle", l.Guard.Bundle == "")
+	none("guard.path", l.Guard.Path == "")
+	none("telemetry.otlp.endpoint", l.Telemetry.OTLP.Endpoint == "")
+	none("tenants.peers", len(l.Tenants.Peers) == 0)
+	if l.Redact != "default" && l.Redact != "none" {
+		l.fault("redact", "%q is not default or none", l.Redact)
+	}
+	if l.HTTP.Listen != "" {
+		l.note("http.listen", "has no effect: this version has no HTTP API and does not listen there")
+	}
+}
+
+func (l *loader) note(path, text string) {
+	l.Notes = append(l.Notes, fault{l.places.line(path), path, text})
+}
+
+// tenantKeys checks the keys at path that are a tenant's own.
+func (l *loader) tenantKeys(path string, k *TenantKeys) {
+	if k.OnPartialBody != "evaluate" {
+		l.fault(path+".on_partial_body", "%q is not evaluate, the only one that this version supports", k.OnPartialBody)
+	}
+	if k.Evaluator != "auto" && k.Evaluator != "topdown" {
+		l.fault(path+".evaluator", "%q is not auto or topdown", k.Evaluator)
+	}
+	if len(k.Network.AllowHosts) > 0 {
+		l.fault(path+".network.allow_hosts", "not supported by this version: policies reach no host")
+	}
+}
+
+func (l *loader) tenantID(path, name string) tenants.ID {
+	id, err := tenants.ParseID(name)
+	if err != nil {
+		l.fault(path, "%s", err)
+	}
+	return id
+}
+
+func (l *loader) preload(hasDir bool) {
+	if slices.Equal(l.Tenants.Preload, []string{"*"}) {
+		if !hasDir {
+			l.fault("tenants.preload", `"*" needs a directory of tenants`)
+			return
+		}
+		if l.Dir == nil || *l.Dir == (bundles.Dir{}) {
+			return // faulted already, or any
+		}
+		names, err := l.Dir.Names()
+		if err != nil {
+			l.fault("tenants.preload", "%s", err)
+		}
+		for _, name := range names {
+			if id, err := tenants.ParseID(name); err == nil && !slices.Contains(l.Required, id) {
+				l.Preload = append(l.Preload, id)
+			}
+		}
+		return
+	}
+	for i, name := range l.Tenants.Preload {
+		l.Preload = append(l.Preload, l.tenantID(fmt.Sprintf("tenants.preload[%d]", i), name))
+	}
+}
+
+// limits are the bounds of bundles.
+func (l *loader) limits(limits Limits) bundles.Limits {
+	return bundles.Limits{Bytes: int64(limits.BundleBytes), Expanded: int64(limits.BundleExpandedBytes)}
+}
+
+// opa reads the OPA configuration of all tenants, and of those with overrides.
+func (l *loader) opa() {
+	l.overrides = map[tenants.ID]tenantSet{}
+	l.Descriptors = map[string]*extauthz.Descriptors{}
+	block := l.block("opa", &l.OPA)
+	l.tenantKeys("tenants", &l.Config.Tenants.TenantKeys)
+	l.tenants = l.set("opa", block, l.Config.Tenants.TenantKeys)
+
+	for _, name := range slices.Sorted(maps.Keys(l.Overrides)) {
+		path := "overrides." + name
+		id := l.tenantID(path, name)
+		node := l.Overrides[name]
+		override := Override{TenantKeys: l.Config.Tenants.TenantKeys}
+		override.AllowHeaders = slices.Clone(override.AllowHeaders)
+		if err := decodeStrict(&node, &override); err != nil {
+			l.yaml(err)
+			continue
+		}
+		l.tenantKeys(path, &override.TenantKeys)
+		merged := mergeMaps(named(block), named(l.block(path+".opa", &override.OPA)))
+		l.overrides[id] = l.set(path+".opa", merged, override.TenantKeys)
+	}
+}
+
+// decodeStrict decodes n over what into already holds. Its unknown keys are
+// errors, which only a decoder of text finds.
+func decodeStrict(n *yaml.Node, into *Override) error {
+	var known Override
+	text, err := yaml.Marshal(n)
+	if err != nil {
+		return err
+	}
+	dec := yaml.NewDecoder(bytes.NewReader(text))
+	dec.KnownFields(true)
+	if err := dec.Decode(&known); err != nil && !errors.Is(err, io.EOF) {
+		var typeError *yaml.TypeError
+		if !errors.As(err, &typeError) {
+			return err
+		}
+		return &yaml.TypeError{Errors: shift(typeError.Errors, n.Line-1)}
+	}
+	return n.Decode(into)
+}
+
+// shift moves the lines of errors down, to where the text stands in the file.
+func shift(texts []string, by int) []string {
+	moved := make([]string, len(texts))
+	for i, text := range texts {
+		moved[i] = text
+		if m := lineText.FindStringSubmatch(text); m != nil {
+			line, _ := strconv.Atoi(m[1])
+			moved[i] = fmt.Sprintf("line %d: %s", line+by, m[2])
+		}
+	}
+	return moved
+}
+
+// block decodes an OPA configuration and puts in the environment.
+func (l *loader) block(path string, n *yaml.Node) map[string]any {
+	block := map[string]any{}
+	if n.IsZero() {
+		return block
+	}
+	if err := n.Decode(&block); err != nil {
+		l.fault(path, "is not a mapping")
+	}
+	return l.environment(path, block).(map[string]any)
+}
+
+var environmentName = regexp.MustCompile(`\$\{([^{}]*)\}`)
+
+// environment replaces ${NAME} in the strings of v, as OPA does in its own
+// configuration.
+func (l *loader) environment(path string, v any) any {
+	switch v := v.(type) {
+	case map[string]any:
+		for key, value := range v {
+			v[key] = l.environment(path+"."+key, value)
+		}
+	case []any:
+		for i, value := range v {
+			v[i] = l.environment(fmt.Sprintf("%s[%d]", path, i), value)
+		}
+	case string:
+		return environmentName.ReplaceAllStringFunc(v, func(ref string) string {
+			name := strings.TrimSpace(ref[2 : len(ref)-1])
+			value, ok := os.LookupEnv(name)
+			if !ok {
+				l.fault(path, "environment variable %q is not set", name)
+			}
+			return value
+		})
+	}
+	return v
+}
+
+// set reads what the file says of a tenant; path is where its opa block is.
+func (l *loader) set(path string, block map[string]any, keys TenantKeys) tenantSet {
+	template, notes, err := control.Parse(block, control.Options{Dir: l.Dir, Limits: l.limits(keys.Limits)})
+	for _, n := range notes {
+		l.note(path+"."+n.Path, n.Text)
+	}
+	var parse control.Faults
+	if errors.As(err, &parse) {
+		for _, f := range parse {
+			at := path
+			if f.Path != "" {
+				at += "." + f.Path
+			}
+			l.fault(at, "%s", f.Text)
+		}
+		return tenantSet{}
+	}
+	l.descriptors(path, template)
+	return tenantSet{keys, template}
+}
+
+// descriptors loads the descriptor set that a configuration names.
+func (l *loader) descriptors(path string, t *control.Template) {
+	sample, err := t.Tenant("sample-tenant")
+	if err != nil || sample.ProtoDescriptor == "" || l.Descriptors[sample.ProtoDescriptor] != nil {
+		return
+	}
+	d, err := extauthz.LoadDescriptors(sample.ProtoDescriptor)
+	if err != nil {
+		l.fault(path+".plugins.envoy_ext_authz_grpc.proto-descriptor", "%s", err)
+		return
+	}
+	l.Descriptors[sample.ProtoDescriptor] = d
+}
+
+// named returns an OPA configuration whose services stand in a map by name,
+// also where they were listed, so that an override of one is merged with it.
+func named(block map[string]any) map[string]any {
+	list, ok := block["services"].([]any)
+	if !ok {
+		return block
+	}
+	services := map[string]any{}
+	for _, v := range list {
+		m, ok := v.(map[string]any)
+		name, isString := m["name"].(string)
+		if !ok || !isString {
+			return block // faulted where it is read
+		}
+		services[name] = m
+	}
+	block = maps.Clone(block)
+	block["services"] = services
+	return block
+}
+
+// mergeMaps returns base with over merged over it: maps by key, anything else
+// replaced.
+func mergeMaps(base, over map[string]any) map[string]any {
+	merged := maps.Clone(base)
+	for key, value := range over {
+		b, bok := merged[key].(map[string]any)
+		o, ook := value.(map[string]any)
+		if bok && ook {
+			value = mergeMaps(b, o)
+		}
+		merged[key] = value
+	}
+	return merged
+}
+
+// Settings returns the settings of a tenant.
+func (l *Loaded) Settings(id tenants.ID) (*tenants.Settings, error) {
+	set, ok := l.overrides[id]
+	if !ok {
+		set = l.tenants
+	}
+	tenant, err := set.template.Tenant(string(id))
+	if err != nil {
+		return nil, err
+	}
+	return &tenants.Settings{
+		Tenant: tenant,
+		Limits: tenants.Limits{
+			EvaluationTime: time.Duration(set.keys.Limits.EvaluationTime),
+			Concurrency:    int(set.keys.Limits.Concurrency),
+			BodyBytes:      int64(set.keys.Limits.BodyBytes),
+		},
+		OnError:      tenants.OnError(set.keys.OnError),
+		AllowHeaders: set.keys.AllowHeaders,
+	}, nil
+}

@@ -1,0 +1,242 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gatehouse-authz/gatehouse/tenants"
+)
+
+const service = `
+opa:
+  services: {s3: {url: "https://example.com"}}
+  bundles: {policy: {service: s3, resource: "{{ .tenant }}.tar.gz"}}
+`
+
+func writeFile(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "gatehouse.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func mustLoad(t *testing.T, text string) *Loaded {
+	t.Helper()
+	cfg, err := load(writeFile(t, text), "", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg
+}
+
+func TestDefaults(t *testing.T) {
+	cfg := mustLoad(t, service)
+	if cfg.GRPC.Listen != "127.0.0.1:9191" || cfg.GRPC.MaxMessageBytes != 64<<20 || cfg.Admin.Listen != "127.0.0.1:8282" {
+		t.Errorf("got listeners %+v, %+v", cfg.GRPC, cfg.Admin)
+	}
+	s, err := cfg.Settings("orders")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Limits.EvaluationTime != 500*time.Millisecond || s.Limits.BodyBytes != 1<<20 || s.OnError != tenants.OnErrorDeny {
+		t.Errorf("got %+v", s)
+	}
+	if s.Bundles[0].Resource != "orders.tar.gz" || s.Entry != "envoy/authz/allow" {
+		t.Errorf("got %+v", s.Tenant)
+	}
+}
+
+// The whole of the configuration that DESIGN gives, at its defaults, is read.
+func TestEveryKeyAtItsDefault(t *testing.T) {
+	mustLoad(t, `
+grpc:  {listen: "127.0.0.1:9191", max_message_bytes: 64MiB}
+http:  {listen: "127.0.0.1:8181", url: "", trusted_peers: []}
+admin: {listen: "127.0.0.1:8282"}
+tenants:
+  resolve:
+    - {context_extension: tenant}
+    - {route_metadata: {namespace: gatehouse, key: tenant}}
+    - {authority: {map: {"orders.authz:9191": orders}}}
+    - {authority: {pattern: "outbound_.*_([a-z]+)[.]authz"}}
+    - {host: {map: {"orders.example.com": orders, "*.pay.example.com": payments}}}
+    - {header: x-tenant}
+  peers: {}
+  default: ""
+  capacity: 10000
+  parked: 1000
+  grace_period: 5m
+  preload: []
+  required: []
+  limits: {evaluation_time: 500ms, concurrency: 0, bundle_bytes: 64MiB, bundle_expanded_bytes: 256MiB, body_bytes: 1MiB}
+  on_error: deny
+  on_partial_body: evaluate
+  network: {allow_hosts: []}
+  evaluator: auto
+persist: {directory: ""}
+guard: {bundle: "", path: ""}
+redact: default
+overrides: {}
+overrides_dir: ""
+telemetry: {otlp: {endpoint: ""}}
+`+service)
+}
+
+func TestOverrides(t *testing.T) {
+	cfg := mustLoad(t, `
+tenants: {limits: {evaluation_time: 100ms, body_bytes: 2MiB}, on_error: upstream}
+opa:
+  services: [{name: s3, url: "https://example.com", headers: {a: "1"}}]
+  labels: {app: "{{ .tenant }}", env: prod}
+  bundles: {policy: {service: s3, resource: "{{ .tenant }}.tar.gz"}}
+overrides:
+  orders:
+    limits: {evaluation_time: 50ms, concurrency: 3}
+    on_error: allow
+    allow_headers: [host]
+    opa:
+      services: {s3: {url: "https://orders.example.com"}}
+      labels: {env: test}
+      plugins: {envoy_ext_authz_grpc: {path: orders/allow}}
+`)
+	orders, err := cfg.Settings("orders")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := cfg.Settings("other")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if orders.Limits.EvaluationTime != 50*time.Millisecond || orders.Limits.Concurrency != 3 || orders.Limits.BodyBytes != 2<<20 {
+		t.Errorf("got limits %+v, want those of all with its own over them", orders.Limits)
+	}
+	if orders.OnError != tenants.OnErrorAllow || orders.Entry != "orders/allow" || len(orders.AllowHeaders) != 1 {
+		t.Errorf("got %+v", orders)
+	}
+	if orders.Labels["app"] != "orders" || orders.Labels["env"] != "test" {
+		t.Errorf("got labels %v", orders.Labels)
+	}
+	if orders.Bundles[0].Service == other.Bundles[0].Service {
+		t.Error("got one service for both, want another URL for orders")
+	}
+	if other.Limits.EvaluationTime != 100*time.Millisecond || other.OnError != tenants.OnErrorUpstream ||
+		other.Entry != "envoy/authz/allow" || other.Labels["env"] != "prod" {
+		t.Errorf("other tenant: got %+v", other)
+	}
+}
+
+func TestEnvironment(t *testing.T) {
+	t.Setenv("GATEHOUSE_TEST_HOST", "example.com")
+	cfg := mustLoad(t, strings.Replace(service, "https://example.com", "https://${GATEHOUSE_TEST_HOST}", 1))
+	if _, err := cfg.Settings("orders"); err != nil {
+		t.Error(err)
+	}
+}
+
+// All faults of a file are reported at once, each with its line.
+func TestFaults(t *testing.T) {
+	for _, c := range []struct {
+		name, text string
+		want       []string
+	}{
+		{"syntax", "grpc: [", []string{":1: "}},
+		{"many", `grpc: {listen: nowhere, port: 1}
+tenants:
+  capacity: 0
+  limits:
+    evaluation_time: fast
+    body_bytes: -1
+  on_error: maybe
+  resolve:
+    - {context_extension: tenant, header: x}
+    - {authority: {pattern: "("}}
+  default: NO
+  required: [a/b]
+  preload: ["*"]
+guard: {bundle: x}
+opa:
+  services: {s3: {url: "https://example.com"}}
+  bundles:
+    policy:
+      service: s4
+overrides:
+  orders: {limits: {body_bytes: lots}, opa: {discovery: {}}}
+  Bad: {colour: red}
+`, []string{
+			`:1: unknown key "port"`,
+			`:5: "fast" is not a time`,
+			`:6: "-1" is not a size`,
+			`:7: "maybe" is not deny, allow or upstream`,
+			`:1: grpc.listen: "nowhere" is not host:port`,
+			`:3: tenants.capacity: is 0`,
+			`:9: tenants.resolve[0]: `,
+			`:10: tenants.resolve[1]: `,
+			`:11: tenants.default: `,
+			`:12: tenants.required[0]: `,
+			`:13: tenants.preload: "*" needs a directory`,
+			`:14: guard.bundle: not supported`,
+			`:19: opa.bundles.policy.service: no service "s4"`,
+			`:21: "lots" is not a size`,
+			`:22: overrides.Bad: tenant name "Bad"`,
+			`:22: unknown key "colour"`,
+		}},
+		{"overridden", service + `
+overrides:
+  orders:
+    opa: {discovery: {resource: x}}
+`, []string{`:8: overrides.orders.opa.discovery: not supported: discovery`}},
+		{"environment", strings.Replace(service, "example.com", "${GATEHOUSE_NOT_SET}", 1), []string{`:3: opa.services.s3.url: environment variable "GATEHOUSE_NOT_SET" is not set`}},
+		{"empty", "", []string{"opa.bundles: a tenant needs at least one bundle"}},
+		{"descriptor", service + `  plugins: {envoy_ext_authz_grpc: {proto-descriptor: /does/not/exist.pb}}`, []string{`:5: opa.plugins.envoy_ext_authz_grpc.proto-descriptor: `}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			path := writeFile(t, c.text)
+			_, err := load(path, "", false)
+			if err == nil {
+				t.Fatal("got no error")
+			}
+			for _, want := range c.want {
+				if strings.HasPrefix(want, ":") {
+					want = path + want
+				}
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("got\n%v\nwant %q in it", err, want)
+				}
+			}
+			var f *faults
+			if !errors.As(err, &f) {
+				t.Errorf("got %T, want faults", err)
+			}
+		})
+	}
+}
+
+func TestNoFile(t *testing.T) {
+	if _, err := load("/does/not/exist.yaml", "", false); err == nil {
+		t.Error("got no error for a file that is not there")
+	}
+	if _, err := load("", "/does/not/exist", false); err == nil {
+		t.Error("got no error for a directory that is not there")
+	}
+}
+
+func FuzzLoad(f *testing.F) {
+	f.Add(service)
+	f.Add("tenants: {limits: {body_bytes: 1KiB}}\noverrides: {a: {opa: {labels: {b: \"{{ .tenant }}\"}}}}" + service)
+	f.Add("opa: &a {services: *a}")
+	f.Fuzz(func(t *testing.T, text string) {
+		path := writeFile(t, text)
+		cfg, err := load(path, "", false)
+		if err != nil {
+			return
+		}
+		if s, err := cfg.Settings("orders"); err == nil && (len(s.Bundles) == 0 || s.Limits.EvaluationTime <= 0) {
+			t.Errorf("got settings %+v of a file without faults", s)
+		}
+	})
+}
