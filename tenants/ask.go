@@ -11,12 +11,13 @@ import (
 	"github.com/gatehouse-authz/gatehouse/policy"
 )
 
-// margin is what is left of the caller's own deadline for the way back, so
-// that the answer is there before the caller gives up: a tenth of the time
-// there is, at least minMargin, at most maxMargin.
+// What is left of the caller's own deadline for the way there and back, so that
+// the answer is there before the caller gives up, also from a busy machine: a
+// fifth of the time that there is, at least minMargin, at most maxMargin.
 const (
-	minMargin = 5 * time.Millisecond
-	maxMargin = 50 * time.Millisecond
+	marginPart = 5
+	minMargin  = 5 * time.Millisecond
+	maxMargin  = 100 * time.Millisecond
 )
 
 // Record is one decision, as it is handed to Config.Record. It must not be
@@ -90,7 +91,7 @@ func (p *Pool) newCall(ctx context.Context, in *instance, start time.Time, tell 
 	c.limit = time.Time{}
 	if deadline, ok := ctx.Deadline(); ok {
 		left := deadline.Sub(start)
-		c.limit = deadline.Add(-min(max(left/10, minMargin), maxMargin))
+		c.limit = deadline.Add(-min(max(left/marginPart, minMargin), maxMargin))
 	}
 	return c
 }

@@ -138,22 +138,27 @@ func (fs *feeds) leave(in *instance, f *feed) {
 	}
 }
 
-// poll sets when f is checked next, if it is not being checked right now.
+// poll has f checked at that time, or before.
 func (fs *feeds) poll(f *feed, at time.Time) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	fs.schedule(f, at)
 }
 
+// schedule is poll; fs.mu is held.
 func (fs *feeds) schedule(f *feed, at time.Time) {
 	if len(f.users) == 0 || fs.byKey[f.key] != f {
 		return
 	}
-	f.due = at
-	if f.index >= 0 {
-		heap.Fix(&fs.queue, f.index)
-	} else {
+	switch {
+	case f.index < 0:
+		f.due = at
 		heap.Push(&fs.queue, f)
+	case at.Before(f.due):
+		f.due = at
+		heap.Fix(&fs.queue, f.index)
+	default:
+		return
 	}
 	select {
 	case fs.wake <- struct{}{}:

@@ -31,11 +31,25 @@ type digest [sha256.Size]byte
 type library struct {
 	parts    shelf[policy.Part]
 	policies shelf[policy.Policy]
+
+	// turns has room for as many as prepare or compile at once: more would
+	// not be faster, and each may take many times the memory of its bundle.
+	turns chan struct{}
+}
+
+func newLibrary(turns int) *library { return &library{turns: make(chan struct{}, turns)} }
+
+func (l *library) turn() (end func()) {
+	l.turns <- struct{}{}
+	return func() { <-l.turns }
 }
 
 // prepare returns the content of b.
 func (l *library) prepare(b *bundles.Bundle) (content, error) {
-	part, err := l.parts.get(b.Digest, func() (*policy.Part, error) { return policy.Prepare(b.Bundle) })
+	part, err := l.parts.get(b.Digest, func() (*policy.Part, error) {
+		defer l.turn()()
+		return policy.Prepare(b.Bundle)
+	})
 	return content{b.Digest, part}, err
 }
 
@@ -55,7 +69,10 @@ func (l *library) compile(in *instance, contents []content) (*policy.Policy, err
 			hashString(h, s)
 		}
 	}
-	return l.policies.get(digest(h.Sum(nil)), func() (*policy.Policy, error) { return policy.Compile(named, opts) })
+	return l.policies.get(digest(h.Sum(nil)), func() (*policy.Policy, error) {
+		defer l.turn()()
+		return policy.Compile(named, opts)
+	})
 }
 
 // hashString hashes s with its length, so that no two lists hash alike.

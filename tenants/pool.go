@@ -117,6 +117,7 @@ type Pool struct {
 
 	mu      sync.Mutex
 	closed  bool
+	unready map[ID]bool // required, and never loaded yet
 	loading map[ID]*instance
 	queue   []*instance // loading, and waiting for their turn
 	loads   int         // loading right now
@@ -135,9 +136,13 @@ func New(cfg Config) *Pool {
 		cfg:     cfg,
 		cpus:    runtime.GOMAXPROCS(0),
 		log:     cfg.Logger,
-		library: new(library),
+		library: newLibrary(runtime.GOMAXPROCS(0)),
 		sched:   newScheduler(cfg.Workers, cfg.Logger),
 		loading: map[ID]*instance{},
+		unready: map[ID]bool{},
+	}
+	for _, id := range cfg.Required {
+		p.unready[id] = true
 	}
 	p.metrics = newMetrics(p, cfg.Registerer)
 	p.feeds = newFeeds(cfg.Logger, p.metrics, p.library, cfg.LoadTimeout)
@@ -296,6 +301,7 @@ func (p *Pool) fill(in *instance) (feeds []*feed, err error) {
 // admit is the arrow from loading to warm. p.mu is held.
 func (p *Pool) admit(in *instance) {
 	in.state = Warm
+	delete(p.unready, in.id)
 	p.warm.Add(in.id, in)
 	close(in.ready)
 	p.makeRoom()

@@ -131,8 +131,8 @@ func TestSlowLoad(t *testing.T) {
 		defer cancel()
 		start = time.Now()
 		a := authztest.Ask(ctx, s.Pool, "orders", "{}")
-		if took := time.Since(start); took != 180*time.Millisecond || !errors.Is(a.Err, tenants.ErrNotReady) {
-			t.Errorf("caller with 200ms: got error %v after %s, want %v after 180ms", a.Err, took, tenants.ErrNotReady)
+		if took := time.Since(start); took != 160*time.Millisecond || !errors.Is(a.Err, tenants.ErrNotReady) {
+			t.Errorf("caller with 200ms: got error %v after %s, want %v after 160ms", a.Err, took, tenants.ErrNotReady)
 		}
 		release()
 		synctest.Wait()
@@ -516,6 +516,23 @@ func TestPreloadAndRequired(t *testing.T) {
 		if got := s.Unready(); len(got) != 0 {
 			t.Errorf("got unready %v, want none", got)
 		}
+		s.denies("payments")
+	})
+}
+
+// A required tenant that is pushed out later does not make the server unready.
+func TestRequiredOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t, tenants.Config{Capacity: 1, Grace: time.Second, Required: []tenants.ID{"orders"}}, nil)
+		synctest.Wait()
+		s.denies("payments")
+		time.Sleep(time.Minute)
+		if _, ok := s.Tenant("orders"); ok {
+			t.Error("orders is known still")
+		}
+		if got := s.Unready(); len(got) != 0 {
+			t.Errorf("got unready %v, want none", got)
+		}
 	})
 }
 
@@ -546,6 +563,13 @@ func TestSharedContent(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		if got := m.Fetches("shared"); got < 9 || got > 11 {
 			t.Errorf("got %d fetches after ten polls, want one each", got)
+		}
+		for i := range 30 { // loading more does not put the polls off
+			s.denies(tenants.ID(fmt.Sprintf("more%d", i)))
+			time.Sleep(time.Second / 3)
+		}
+		if got := m.Fetches("shared"); got < 18 {
+			t.Errorf("got %d fetches after twenty polls with tenants loading, want one each", got)
 		}
 		want := "# HELP gatehouse_policies Compiled policies in memory; tenants with the same content share one.\n# TYPE gatehouse_policies gauge\ngatehouse_policies 1\n"
 		if err := testutil.GatherAndCompare(reg, strings.NewReader(want), "gatehouse_policies"); err != nil {

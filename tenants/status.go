@@ -79,14 +79,17 @@ func (p *Pool) Tenant(id ID) (Status, bool) {
 	return p.statusOf(in), true
 }
 
-// Unready returns the required tenants that have no policy yet, with the reason.
+// Unready returns the required tenants that have not been loaded yet, with the
+// reason.
 func (p *Pool) Unready() map[ID]string {
-	unready := map[ID]string{}
-	for _, id := range p.cfg.Required {
-		switch s, ok := p.Tenant(id); {
-		case !ok:
-			unready[id] = "not loaded"
-		case s.State == Loading || s.State == Refused:
+	p.mu.Lock()
+	unready := make(map[ID]string, len(p.unready))
+	for id := range p.unready {
+		unready[id] = "not loaded"
+	}
+	p.mu.Unlock()
+	for id := range unready {
+		if s, ok := p.Tenant(id); ok {
 			unready[id] = string(s.State)
 			if s.Error != "" {
 				unready[id] += ": " + s.Error
