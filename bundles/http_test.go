@@ -116,8 +116,10 @@ func TestHTTPErrors(t *testing.T) {
 			http.NewResponseController(w).Flush()
 			io.CopyN(w, zeros{}, 2<<20)
 		}, "archive is", true},
-		"redirects": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/again?secret=s", 302) }, "more than 10 redirects", false},
-		"scheme":    {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "file:///etc/passwd", 302) }, "unsupported protocol scheme", false},
+		"redirects": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/again?secret=s", http.StatusFound) }, "more than 10 redirects", false},
+		"scheme": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "file:///etc/passwd", http.StatusFound)
+		}, "unsupported protocol scheme", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -226,8 +228,7 @@ func TestHTTPRedirect(t *testing.T) {
 		got = r.Header
 		serve(w, r, archive)
 	})
-	var here string
-	here = newServer(t, func(w http.ResponseWriter, r *http.Request) {
+	here := newServer(t, func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/away":
 			http.Redirect(w, r, other+"/orders", http.StatusFound)

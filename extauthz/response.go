@@ -94,15 +94,16 @@ func overwriting(headers []policy.Header) []*corev3.HeaderValueOption {
 		seen = make(map[string]bool, len(headers))
 	}
 	for i, h := range headers {
-		options[i].Append = overwrite
-		if seen == nil {
-			continue
+		flag := overwrite
+		if seen != nil {
+			if name := lower(h.Name); seen[name] {
+				flag = add
+			} else {
+				seen[name] = true
+			}
 		}
-		if name := lower(h.Name); seen[name] {
-			options[i].Append = add
-		} else {
-			seen[name] = true
-		}
+		//lint:ignore SA1019 Envoy reads append_action of such a header only where append is absent, and not in all versions
+		options[i].Append = flag
 	}
 	return options
 }

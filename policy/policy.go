@@ -22,6 +22,7 @@ package policy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -228,16 +229,14 @@ func evalError(err error) error {
 	switch {
 	case topdown.IsCancel(err):
 		return &faultError{ErrCanceled, err}
-	case topdown.IsError(err) && isConflict(err):
+	case errors.Is(err, conflict):
 		return &faultError{ErrConflict, err}
 	}
 	return &faultError{ErrEval, err}
 }
 
-func isConflict(err error) bool {
-	e, ok := err.(*topdown.Error) //nolint:errorlint // topdown returns it bare; IsError above asks the same
-	return ok && e.Code == topdown.ConflictErr
-}
+// conflict is any error of topdown with this code.
+var conflict = &topdown.Error{Code: topdown.ConflictErr}
 
 // checkRoots reports bundles that claim the same part of data.
 func checkRoots(parts []Named) error {

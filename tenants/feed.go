@@ -46,12 +46,12 @@ func (f *feed) latest() (content, bool) {
 	return f.content, f.loaded
 }
 
-// state returns the error of the last check, since when checks fail, and when
-// the content was last known to be that of the source.
-func (f *feed) state() (err error, stale, checked time.Time) {
+// state returns since when checks fail, when the content was last known to be
+// that of the source, and the error of the last check.
+func (f *feed) state() (stale, checked time.Time, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.err, f.stale, f.checked
+	return f.stale, f.checked, f.err
 }
 
 // feeds polls the bundles of all warm tenants on one jittered schedule, with a

@@ -285,7 +285,7 @@ func (p *Pool) oldest(in *instance) time.Time {
 		}
 	}
 	for _, f := range feeds {
-		if _, _, checked := f.state(); !checked.IsZero() {
+		if _, checked, _ := f.state(); !checked.IsZero() {
 			older(checked)
 		}
 	}

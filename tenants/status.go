@@ -138,7 +138,7 @@ func (p *Pool) statusOf(in *instance) Status {
 }
 
 func (b *BundleStatus) fill(f *feed) {
-	err, stale, checked := f.state()
+	stale, checked, err := f.state()
 	if err != nil {
 		b.Error = err.Error()
 	}

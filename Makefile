@@ -1,0 +1,65 @@
+# Tools are pinned here and nowhere else.
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOTESTSUM   := gotest.tools/gotestsum@v1.13.0
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@latest
+
+BIN  := bin/gatehouse
+FUZZ ?= 20s
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Say what can be made
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+.PHONY: build
+build: ## Build bin/gatehouse
+	CGO_ENABLED=0 go build -trimpath -o $(BIN) ./cmd/gatehouse
+
+.PHONY: envoy
+envoy: ## Fetch the pinned Envoy binaries into .cache
+	@e2e/fetch-envoy
+
+.PHONY: demo
+demo: build ## Show it: three tenants behind a real Envoy (DEMO_ONCE=1 ends it)
+	@e2e/fetch-envoy 1.40.0
+	@cd e2e && go build -o ../bin/demo ./demo
+	@bin/demo -gatehouse $(BIN) -envoy .cache/envoy-1.40.0
+
+.PHONY: test
+test: lint unit e2e ## Everything that CI runs: lint, unit tests with the race detector, e2e with real Envoy
+
+.PHONY: unit
+unit: ## Unit tests, recorded vectors and fuzz seeds, with the race detector
+	go run $(GOTESTSUM) --format pkgname -- -race -timeout 5m ./...
+
+.PHONY: e2e
+e2e: build envoy ## End-to-end tests with real Envoy
+	cd e2e && GATEHOUSE_BIN=$(CURDIR)/$(BIN) go run $(GOTESTSUM) --format testname -- -timeout 10m ./...
+
+.PHONY: lint
+lint: ## gofmt, vet and staticcheck
+	@test -z "$$(gofmt -l .)" || { gofmt -d .; exit 1; }
+	go vet ./...
+	go run $(STATICCHECK) ./...
+	cd e2e && go vet ./... && go run $(STATICCHECK) ./...
+
+.PHONY: bench
+bench: build ## CPU per check against an always-allow server, and Go benchmarks of the stages
+	cd e2e && go run ./bench -gatehouse $(CURDIR)/$(BIN)
+	go test -run '^$$' -bench . -benchmem ./policy ./tenants ./extauthz ./bundles
+
+.PHONY: fuzz
+fuzz: ## Fuzz each target for FUZZ (default 20s)
+	@for target in $$(grep -rlE '^func Fuzz' --include='*_test.go' . | xargs grep -hoE '^func Fuzz[A-Za-z]+' /dev/null | sort -u | sed 's/.*func //'); do \
+		pkg=$$(dirname $$(grep -rlE "^func $$target\(" --include='*_test.go' . | head -1)); \
+		echo "$$pkg $$target"; go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZ) -fuzzminimizetime 5s $$pkg || exit 1; \
+	done
+
+.PHONY: vuln
+vuln: ## Look for known vulnerabilities (needs the vulnerability database)
+	go run $(GOVULNCHECK) ./...
+
+.PHONY: clean
+clean: ## Remove what was built; the cache of fetched tools stays
+	rm -rf bin
