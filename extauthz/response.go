@@ -46,14 +46,11 @@ func responseOf(a *tenants.Answer, decisionID string) (*authv3.CheckResponse, er
 	return resp, nil
 }
 
-// decided renders a decision. Its error wraps policy.ErrResult: the decision has
-// a string or a number that no response can carry.
+// decided renders a decision. Its error wraps policy.ErrResult: its metadata has
+// what no response can carry.
 func decided(d *policy.Decision, decisionID string) (*authv3.CheckResponse, error) {
 	metadata, err := metadataOf(d.Metadata, decisionID)
 	if err != nil {
-		return nil, err
-	}
-	if err := checkStrings(d); err != nil {
 		return nil, err
 	}
 	resp := &authv3.CheckResponse{Status: statusDenied, DynamicMetadata: metadata}
@@ -130,28 +127,6 @@ func parameters(list []policy.Header) []*corev3.QueryParameter {
 		set[i] = &corev3.QueryParameter{Key: p.Name, Value: p.Value}
 	}
 	return set
-}
-
-// checkStrings returns an error for a string that protobuf would refuse.
-func checkStrings(d *policy.Decision) error {
-	for _, list := range [...][]policy.Header{d.Headers, d.ResponseHeaders, d.SetQuery} {
-		for _, h := range list {
-			if !utf8.ValidString(h.Name) || !utf8.ValidString(h.Value) {
-				return fmt.Errorf("%w: %q or its value is not UTF-8", policy.ErrResult, h.Name)
-			}
-		}
-	}
-	for _, list := range [...][]string{d.RemoveHeaders, d.RemoveQuery} {
-		for _, name := range list {
-			if !utf8.ValidString(name) {
-				return fmt.Errorf("%w: %q is not UTF-8", policy.ErrResult, name)
-			}
-		}
-	}
-	if !utf8.ValidString(d.Body) {
-		return fmt.Errorf("%w: body is not UTF-8", policy.ErrResult)
-	}
-	return nil
 }
 
 // metadataOf returns the dynamic metadata of a response: that of the policy, with

@@ -15,7 +15,8 @@ import (
 //
 // The fields are those of a decision object of opa-envoy-plugin. Fields that
 // belong to the other outcome are left empty: Body and Status of an allowing
-// decision, for example, are not even read.
+// decision, for example, are not even read. All its strings are valid UTF-8, no
+// header has a CR, LF or NUL, and no number of Metadata is beyond a float64.
 type Decision struct {
 	// Allowed reports whether the request may pass.
 	Allowed bool

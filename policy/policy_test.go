@@ -317,6 +317,39 @@ allow := {"allowed": true, "headers": {input.name: "x"}}
 	}
 }
 
+// What no response can carry makes a result ill-typed.
+func TestUTF8(t *testing.T) {
+	p := authztest.Policy(t, `
+package envoy.authz
+
+allow := {"allowed": input.allowed, input.field: input.value}
+`)
+	bad := ast.String("a\xff")
+	header := ast.NewObject(ast.Item(ast.StringTerm("x"), ast.NewTerm(bad)))
+	name := ast.NewObject(ast.Item(ast.NewTerm(bad), ast.StringTerm("x")))
+	list := ast.NewArray(ast.NewTerm(bad))
+	for _, c := range []struct {
+		field   string
+		allowed bool
+		value   ast.Value
+	}{
+		{"headers", true, header}, {"headers", true, name}, {"headers", false, header},
+		{"response_headers_to_add", true, header}, {"request_headers_to_remove", true, list},
+		{"query_parameters_to_set", true, header}, {"query_parameters_to_set", true, name},
+		{"query_parameters_to_remove", true, list}, {"body", false, bad},
+		{"dynamic_metadata", true, header}, {"dynamic_metadata", false, name},
+		{"dynamic_metadata", true, ast.NewObject(ast.Item(ast.StringTerm("l"), ast.NewTerm(list)))},
+	} {
+		input := ast.NewObject(
+			ast.Item(ast.StringTerm("field"), ast.StringTerm(c.field)),
+			ast.Item(ast.StringTerm("allowed"), ast.BooleanTerm(c.allowed)),
+			ast.Item(ast.StringTerm("value"), ast.NewTerm(c.value)))
+		if d, err := p.Decide(context.Background(), entry, input, nil, nil); !errors.Is(err, policy.ErrResult) || d.Allowed {
+			t.Errorf("%s of %v: got %v, want %v", c.field, c.value, err, policy.ErrResult)
+		}
+	}
+}
+
 func TestParseEntry(t *testing.T) {
 	for path, want := range map[string]string{
 		"envoy/authz/allow": entry, "/envoy//authz/allow/": entry, "": "", "//": "",
