@@ -61,7 +61,8 @@ type Config struct {
 	LoadQueue   int           // tenants that wait for that; default 4,096
 	LoadTimeout time.Duration // for one load, and for one fetch of a poll; default 60 s
 	Refused     int           // refused tenants that are remembered; default 10,000
-	RefusedFor  time.Duration // how long an unknown one is; default 10 s
+	RefusedFor  time.Duration // how long an unknown one is, at most; default 10 s
+	RetryAfter  time.Duration // how long one that failed otherwise is, at most; default 30 s
 
 	// Workers is how many evaluations run at once; default four for each CPU
 	// that the process may use, at least 8.
@@ -96,6 +97,7 @@ func (c Config) withDefaults() Config {
 	defTime(&c.Grace, 5*time.Minute)
 	defTime(&c.LoadTimeout, time.Minute)
 	defTime(&c.RefusedFor, 10*time.Second)
+	defTime(&c.RetryAfter, 30*time.Second)
 	return c
 }
 
@@ -319,13 +321,17 @@ func (p *Pool) makeRoom() {
 // refuse is the arrow from loading to refused. p.mu is held.
 func (p *Pool) refuse(in *instance, err error) {
 	in.tries++
-	wait := min(time.Second<<min(in.tries-1, 10), 30*time.Second)
+	wait := min(time.Second<<min(in.tries-1, 10), p.cfg.RetryAfter)
 	if errors.Is(err, bundles.ErrNotFound) || errors.Is(err, ErrUnknown) {
 		in.refusal = fmt.Errorf("%w: %w", ErrUnknown, err)
 		wait = p.cfg.RefusedFor
 	} else {
 		in.refusal = fmt.Errorf("%w: %w", ErrNotReady, err)
 		p.log.Warn("tenant not loaded", "tenant", in.id, "error", err, "tries", in.tries)
+	}
+	// A source that is polled often, like a directory, may be asked often.
+	for _, b := range in.settings.Bundles {
+		wait = min(wait, max(b.MaxDelay, time.Second))
 	}
 	in.state = Refused
 	in.until = time.Now().Add(wait/2 + rand.N(wait/2))

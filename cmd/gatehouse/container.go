@@ -20,7 +20,7 @@ import (
 // is paced by GOGC=100, as usual.
 const (
 	memoryRatio   = 0.9       // of the container's memory is the limit
-	heapFloor     = 512 << 20 // bytes
+	heapFloor     = 128 << 20 // bytes
 	heapFraction  = 4
 	paceInterval  = time.Second
 	maxGCPercent  = 10_000
