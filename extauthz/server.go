@@ -152,7 +152,13 @@ func (s *Server) check(ctx context.Context, req *authv3.CheckRequest) (*authv3.C
 		return s.refuse(err)
 	}
 	c := &check{req: req, descriptors: s.descriptors}
-	c.question[0] = tenants.Question{DecisionID: newDecisionID(), Entry: entryOf(req), Input: c}
+	http := req.GetAttributes().GetRequest().GetHttp()
+	c.question[0] = tenants.Question{
+		DecisionID: newDecisionID(),
+		Entry:      entryOf(req),
+		Input:      c,
+		BodyBytes:  int64(max(len(http.GetBody()), len(http.GetRawBody()))),
+	}
 	decisionID := c.question[0].DecisionID
 
 	err = s.pool.Decide(ctx, id, c.question[:], c.take)

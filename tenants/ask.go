@@ -163,9 +163,9 @@ func (c *call) ask(questions []Question) {
 			c.finish(j)
 			answered++
 		case <-c.timer.C:
-			answered += c.giveUp(func(j *job) bool { return !time.Now().Before(j.deadline) }, "deadline exceeded")
+			answered += c.giveUp(true, "deadline exceeded")
 		case <-c.ctx.Done():
-			answered += c.giveUp(func(*job) bool { return true }, "caller is gone")
+			answered += c.giveUp(false, "caller is gone")
 		}
 	}
 }
@@ -194,7 +194,7 @@ func (c *call) begin(i int, q *Question) bool {
 	}
 	*j = job{
 		slots: &c.in.slots, policy: c.rev.policy, env: c.in.env, entry: entry,
-		question: q, needs: c.in.needs, index: i, deadline: deadline, done: c.done,
+		question: q, needs: c.in.needs, bytes: min(q.BodyBytes, c.in.limits.BodyBytes), index: i, deadline: deadline, done: c.done,
 	}
 	if err := c.pool.sched.submit(j); err != nil {
 		c.pool.jobs.Put(j)
@@ -219,13 +219,13 @@ func (c *call) finish(j *job) {
 	c.answer(i, q, input, decision, err)
 }
 
-// giveUp answers the open jobs that late names, without their result. It
-// returns how many it answered.
-func (c *call) giveUp(late func(*job) bool, why string) int {
+// giveUp answers open jobs without their result: those whose time is over, or,
+// when the caller goes of its own, all. It returns how many it answered.
+func (c *call) giveUp(late bool, why string) int {
 	kept := c.open[:0]
 	var left []*job
 	for _, j := range c.open {
-		if late(j) {
+		if !late || !time.Now().Before(j.deadline) {
 			left = append(left, j)
 		} else {
 			kept = append(kept, j)
@@ -235,7 +235,7 @@ func (c *call) giveUp(late func(*job) bool, why string) int {
 	c.open = kept
 	for _, j := range left {
 		i, q := j.index, j.question
-		switch c.pool.sched.leave(j) {
+		switch c.pool.sched.leave(j, late) {
 		case jobDone: // it was done in this very moment: its result counts
 			c.finish(c.take(j))
 			continue

@@ -82,7 +82,7 @@ func newInstance(id ID, s *Settings, cpus int) *instance {
 			ProtoDescriptor: s.ProtoDescriptor,
 			BodyBytes:       limits.BodyBytes,
 		},
-		slots: slots{limit: limits.Concurrency},
+		slots: slots{limit: limits.Concurrency, budget: limits.BodyMemory},
 		ready: make(chan struct{}),
 		state: Loading,
 	}
@@ -134,6 +134,7 @@ func (p *Pool) activate(in *instance, feeds []*feed) error {
 		return err
 	}
 	in.current.Store(&revision{policy: pol, content: contents})
+	p.sched.renew(&in.slots)
 	in.report(nil, time.Now())
 	p.log.Info("policy activated", "tenant", in.id, "bundles", revisionsAttr(pol.Revisions()), "first", old == nil)
 	return nil

@@ -68,6 +68,10 @@ type Config struct {
 	// that the process may use, at least 8.
 	Workers int
 
+	// BodyMemory bounds the bodies of all tenants that are being read at once;
+	// default 256 MiB. What is over it is answered with ErrBusy.
+	BodyMemory int64
+
 	// Record is called with each decision before its answer is told. It must
 	// not block. Optional.
 	Record func(*Record)
@@ -92,6 +96,9 @@ func (c Config) withDefaults() Config {
 	def(&c.Loads, 16)
 	def(&c.LoadQueue, 4096)
 	def(&c.Refused, 10_000)
+	if c.BodyMemory <= 0 {
+		c.BodyMemory = 256 << 20
+	}
 	def(&c.Workers, max(8, 4*runtime.GOMAXPROCS(0)))
 	c.Parked = max(c.Parked, 0)
 	defTime(&c.Grace, 5*time.Minute)
@@ -139,7 +146,7 @@ func New(cfg Config) *Pool {
 		cpus:    runtime.GOMAXPROCS(0),
 		log:     cfg.Logger,
 		library: newLibrary(runtime.GOMAXPROCS(0)),
-		sched:   newScheduler(cfg.Workers, cfg.Logger),
+		sched:   newScheduler(cfg.Workers, cfg.BodyMemory, cfg.Logger),
 		loading: map[ID]*instance{},
 		unready: map[ID]bool{},
 	}

@@ -723,3 +723,117 @@ func BenchmarkDecide(b *testing.B) {
 type made struct{ v ast.Value }
 
 func (m made) Input(tenants.Needs) (ast.Value, error) { return m.v, nil }
+
+// A tenant whose evaluations keep running past their deadline is not evaluated
+// for a while; then one question tells whether it has become better.
+func TestQuarantine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t, tenants.Config{}, nil)
+		s.allows("orders")
+		slow := time.Minute
+		ask := func() error {
+			var err error
+			q := []tenants.Question{{DecisionID: "d", Input: sleeps(slow)}}
+			if e := s.Decide(context.Background(), "orders", q, func(_ int, a tenants.Answer) { err = a.Err }); e != nil {
+				t.Error(e)
+			}
+			return err
+		}
+		for range 10 {
+			if err := ask(); !errors.Is(err, tenants.ErrDeadline) {
+				t.Fatalf("got %v, want %v", err, tenants.ErrDeadline)
+			}
+			time.Sleep(time.Minute) // its slot is free again
+		}
+		start := time.Now()
+		if err := ask(); !errors.Is(err, tenants.ErrDeadline) || time.Since(start) == 0 {
+			t.Errorf("the question after the quarantine: got %v after %s, want it tried", err, time.Since(start))
+		}
+		start = time.Now()
+		if err := ask(); !errors.Is(err, tenants.ErrBusy) || time.Since(start) != 0 {
+			t.Errorf("in quarantine again: got %v after %s, want %v at once", err, time.Since(start), tenants.ErrBusy)
+		}
+		if got, _ := s.Tenant("orders"); got.QuarantinedUntil == nil {
+			t.Errorf("got status %+v, want its quarantine", got)
+		}
+		s.denies("payments")
+		time.Sleep(time.Minute)
+		slow = 0
+		if err := ask(); err != nil {
+			t.Errorf("when it is fast again: got %v", err)
+		}
+		if got, _ := s.Tenant("orders"); got.QuarantinedUntil != nil {
+			t.Errorf("got status %+v, want no quarantine", got)
+		}
+		s.allows("orders")
+	})
+}
+
+// sleeps is an input that takes some time.
+type sleeps time.Duration
+
+func (s sleeps) Input(tenants.Needs) (ast.Value, error) {
+	time.Sleep(time.Duration(s))
+	return ast.NewObject(), nil
+}
+
+// A new policy ends a quarantine.
+func TestQuarantineOfAnOldPolicy(t *testing.T) {
+	s := newStage(t, tenants.Config{}, func(_ tenants.ID, s *tenants.Settings) {
+		s.Limits.EvaluationTime = 20 * time.Millisecond
+		s.Bundles[0].MinDelay, s.Bundles[0].MaxDelay = 10*time.Millisecond, 10*time.Millisecond
+	})
+	for range 10 {
+		s.fails("loops", tenants.ErrDeadline)
+	}
+	s.fails("loops", tenants.ErrBusy)
+	s.Set("loops", allow)
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		a := s.ask("loops")
+		if a.Err == nil && a.Decision.Allowed {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("got %v long after the new policy", a.Err)
+		}
+	}
+}
+
+func TestBodyMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t, tenants.Config{BodyMemory: 5 << 20}, func(_ tenants.ID, s *tenants.Settings) {
+			s.Limits.BodyMemory = 3 << 20
+		})
+		s.allows("orders")
+		s.denies("payments")
+		hold := make(stuck)
+		var mu sync.Mutex
+		got := map[string]int{}
+		ask := func(id tenants.ID) {
+			q := []tenants.Question{{DecisionID: "d", Input: hold, BodyBytes: 1 << 20}}
+			_ = s.Decide(context.Background(), id, q, func(_ int, a tenants.Answer) {
+				mu.Lock()
+				defer mu.Unlock()
+				if errors.Is(a.Err, tenants.ErrBusy) {
+					got[string(id)]++
+				}
+			})
+		}
+		var wg sync.WaitGroup
+		for range 5 {
+			wg.Go(func() { ask("orders") })
+		}
+		synctest.Wait()
+		for range 5 {
+			wg.Go(func() { ask("payments") })
+		}
+		wg.Wait()
+		if got["orders"] != 2 || got["payments"] != 3 {
+			t.Errorf("got %v turned away, want 2 by the tenant's budget and 3 by that of all", got)
+		}
+		close(hold)
+		synctest.Wait()
+		s.allows("orders")
+		s.denies("payments")
+	})
+}

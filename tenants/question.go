@@ -18,6 +18,10 @@ type Question struct {
 	// tenant is answered with ErrEntry.
 	Entry string
 
+	// BodyBytes is the size of the body that Input reads. It counts against
+	// the budgets for bodies until the question is done.
+	BodyBytes int64
+
 	// Input makes the input document. It runs on one of the pool's workers,
 	// within the deadline, and may still run after Decide has returned: it
 	// must not use what its maker reuses.

@@ -21,6 +21,13 @@ const (
 	totalWaiting = 10_000
 	// extraWorkers bounds the workers that stand in for stuck ones.
 	extraWorkers = 64
+	// lateInRow is after how many evaluations in a row that ran past their
+	// deadline a tenant is quarantined: first for minQuarantine, and twice as
+	// long each time up to maxQuarantine. Then one evaluation is let through
+	// to see whether it ends in time.
+	lateInRow     = 10
+	minQuarantine = time.Second
+	maxQuarantine = time.Minute
 )
 
 // scheduler runs evaluations on long-lived workers, never more of one tenant
@@ -40,6 +47,8 @@ type scheduler struct {
 	work    sync.Cond // signalled when run has jobs, or on stop
 	run     jobList   // ready to run: their slots are taken
 	waiting int       // jobs in the queues of all tenants
+	bytes   int64     // of the bodies of all jobs that are not done
+	budget  int64     // for bytes
 	base    int       // workers there are when none is stuck
 	workers int       // workers there are
 	stuck   int       // workers whose caller has left
@@ -54,6 +63,14 @@ type slots struct {
 	limit  int
 	active int
 	queue  jobList
+
+	bytes  int64 // of the bodies of its jobs that are not done
+	budget int64 // for bytes
+
+	late        int       // evaluations in a row that ran past their deadline
+	quarantines int       // in a row
+	until       time.Time // when its quarantine ends; zero: it is in none
+	trial       bool      // the one evaluation after a quarantine is running
 }
 
 // job is one question on its way through the scheduler. It is used again for
@@ -66,6 +83,7 @@ type job struct {
 	entry    string
 	question *Question
 	needs    Needs
+	bytes    int64     // of the question's body
 	index    int       // the question's place in its batch
 	deadline time.Time // the caller waits no longer
 	done     chan<- *job
@@ -79,6 +97,7 @@ type job struct {
 
 	// The scheduler's.
 	state      jobState
+	trial      bool // lets see whether the tenant's quarantine may end
 	next, prev *job
 }
 
@@ -93,8 +112,8 @@ const (
 	jobDone
 )
 
-func newScheduler(workers int, log *slog.Logger) *scheduler {
-	s := &scheduler{log: log, base: workers}
+func newScheduler(workers int, budget int64, log *slog.Logger) *scheduler {
+	s := &scheduler{log: log, base: workers, budget: budget}
 	s.work.L = &s.mu
 	return s
 }
@@ -138,26 +157,95 @@ func (s *scheduler) stop(wait time.Duration) error {
 	}
 }
 
-// submit queues j. It returns ErrBusy when too much waits already.
+// submit queues j. It returns ErrBusy when too much waits already, and when the
+// tenant is in quarantine.
 func (s *scheduler) submit(j *job) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.admit(j); err != nil {
+		return err
+	}
+	s.bytes += j.bytes
+	j.slots.bytes += j.bytes
+	if j.slots.active < j.slots.limit {
+		j.slots.active++
+		s.ready(j)
+		return nil
+	}
+	s.waiting++
+	j.state = jobQueued
+	j.slots.queue.push(j)
+	return nil
+}
+
+// admit returns why j cannot be taken. s.mu is held.
+func (s *scheduler) admit(j *job) error {
 	switch {
 	case s.stopped:
 		return fmt.Errorf("%w: stopping", ErrNotReady)
+	case j.bytes > 0 && j.slots.bytes+j.bytes > j.slots.budget:
+		return fmt.Errorf("%w: bodies of %d bytes are being read, limit %d", ErrBusy, j.slots.bytes, j.slots.budget)
+	case j.bytes > 0 && s.bytes+j.bytes > s.budget:
+		return fmt.Errorf("%w: bodies of %d bytes are being read for all tenants, limit %d", ErrBusy, s.bytes, s.budget)
+	case !j.slots.until.IsZero():
+		if wait := time.Until(j.slots.until); wait > 0 || j.slots.trial {
+			return fmt.Errorf("%w: in quarantine, its evaluations run past their deadline", ErrBusy)
+		}
+		j.slots.trial, j.trial = true, true
+		return nil
 	case j.slots.active < j.slots.limit:
-		j.slots.active++
-		s.ready(j)
 		return nil
 	case j.slots.queue.len >= tenantWaiting:
 		return fmt.Errorf("%w: %d questions wait for its %d slots", ErrBusy, j.slots.queue.len, j.slots.limit)
 	case s.waiting >= totalWaiting:
 		return fmt.Errorf("%w: %d questions of all tenants wait", ErrBusy, s.waiting)
 	}
-	s.waiting++
-	j.state = jobQueued
-	j.slots.queue.push(j)
 	return nil
+}
+
+// finished gives back what j took beside a slot.
+func (s *scheduler) finished(j *job) {
+	s.bytes -= j.bytes
+	j.slots.bytes -= j.bytes
+	if j.trial {
+		j.slots.trial = false
+	}
+}
+
+// late notes that an evaluation ran past its deadline. Those that had begun
+// before a quarantine say nothing new.
+func (s *scheduler) late(j *job) {
+	sl := j.slots
+	if !sl.until.IsZero() && !j.trial {
+		return
+	}
+	if sl.late++; sl.late < lateInRow && !j.trial {
+		return
+	}
+	wait := min(minQuarantine<<min(sl.quarantines, 10), maxQuarantine)
+	sl.quarantines++
+	sl.late = 0
+	sl.until = time.Now().Add(wait)
+}
+
+// forgive ends a tenant's quarantine: an evaluation ended in time, or there is
+// a new policy.
+func (s *scheduler) forgive(sl *slots) {
+	sl.late, sl.quarantines, sl.trial, sl.until = 0, 0, false, time.Time{}
+}
+
+// renew forgives a tenant whose policy is new.
+func (s *scheduler) renew(sl *slots) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.forgive(sl)
+}
+
+// quarantine returns when a tenant's quarantine ends; zero: it is in none.
+func (s *scheduler) quarantine(sl *slots) time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return sl.until
 }
 
 func (s *scheduler) ready(j *job) {
@@ -168,8 +256,9 @@ func (s *scheduler) ready(j *job) {
 
 // leave is called by a caller that no longer waits for j. It returns jobLeft
 // while a worker still has the job, jobDone when its result already is in the
-// caller's channel, and jobIdle when the job is the caller's again.
-func (s *scheduler) leave(j *job) jobState {
+// caller's channel, and jobIdle when the job is the caller's again. It is late
+// when the time is over, not when the caller went of its own.
+func (s *scheduler) leave(j *job, late bool) jobState {
 	j.cancel.Cancel()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -177,13 +266,18 @@ func (s *scheduler) leave(j *job) jobState {
 	case jobQueued:
 		j.slots.queue.remove(j)
 		s.waiting--
+		s.finished(j)
 		j.state = jobIdle
 	case jobReady:
 		s.run.remove(j)
 		s.release(j.slots)
+		s.finished(j)
 		j.state = jobIdle
 	case jobRunning:
 		j.state = jobLeft
+		if late {
+			s.late(j)
+		}
 		s.stuck++
 		if !s.stopped && s.workers < s.base+min(s.stuck, extraWorkers) {
 			s.hire()
@@ -233,10 +327,14 @@ func (s *scheduler) loop(_ *[stackFloor]byte) {
 
 		s.mu.Lock()
 		s.running.remove(j)
+		s.finished(j)
 		s.release(j.slots)
 		if j.state == jobLeft {
 			s.stuck--
 			continue
+		}
+		if j.slots.late > 0 || j.slots.quarantines > 0 {
+			s.forgive(j.slots)
 		}
 		j.state = jobDone
 		j.done <- j // never blocks: the caller's channel has room for its jobs

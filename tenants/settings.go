@@ -33,11 +33,17 @@ type Limits struct {
 
 	// BodyBytes bounds the body of a request; default 1 MiB.
 	BodyBytes int64
+
+	// BodyMemory bounds the bodies of the tenant that are being read at once,
+	// waiting ones included; default 64 MiB, at least BodyBytes. What is over
+	// it is answered with ErrBusy.
+	BodyMemory int64
 }
 
 const (
 	defaultEvaluationTime = 500 * time.Millisecond
 	defaultBodyBytes      = 1 << 20
+	defaultBodyMemory     = 64 << 20
 )
 
 func (l Limits) withDefaults(cpus int) Limits {
@@ -50,5 +56,9 @@ func (l Limits) withDefaults(cpus int) Limits {
 	if l.BodyBytes <= 0 {
 		l.BodyBytes = defaultBodyBytes
 	}
+	if l.BodyMemory <= 0 {
+		l.BodyMemory = defaultBodyMemory
+	}
+	l.BodyMemory = max(l.BodyMemory, l.BodyBytes)
 	return l
 }

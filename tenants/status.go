@@ -29,6 +29,10 @@ type Status struct {
 	// Until is when a parked or refused tenant is forgotten or tried again.
 	Until *time.Time `json:"until,omitempty"`
 
+	// QuarantinedUntil is when the tenant, whose evaluations keep running past
+	// their deadline, is tried again.
+	QuarantinedUntil *time.Time `json:"quarantined_until,omitempty"`
+
 	// Checks counts what was decided, by outcome, since the tenant was loaded.
 	Checks map[string]uint64 `json:"checks,omitempty"`
 }
@@ -132,6 +136,9 @@ func (p *Pool) statusOf(in *instance) Status {
 			s.Bundles = append(s.Bundles, b)
 		}
 		s.Revision = s.Bundles[0].Revision
+	}
+	if until := p.sched.quarantine(&in.slots); !until.IsZero() {
+		s.QuarantinedUntil = &until
 	}
 	s.Checks = in.counts.byOutcome()
 	return s
