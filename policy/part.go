@@ -17,6 +17,8 @@ type Part struct {
 	modules  map[string]*ast.Module // :: path in the bundle → module
 	data     ast.Object
 	manifest ast.Object // as policies see it below data.system.bundles
+	source   int64      // bytes of its modules' text
+	size     int64
 }
 
 // Prepare makes a Part of a bundle as OPA reads it. The bundle's parsed modules
@@ -40,6 +42,7 @@ func Prepare(b *bundle.Bundle) (part *Part, err error) {
 			return nil, fmt.Errorf("module %q is not parsed", m.Path)
 		}
 		part.modules[m.Path] = m.Parsed
+		part.source += int64(len(m.Raw))
 	}
 	if part.data, err = objectOf(b.Data); err != nil {
 		return nil, fmt.Errorf("data: %w", err)
@@ -51,6 +54,7 @@ func Prepare(b *bundle.Bundle) (part *Part, err error) {
 	if part.manifest, err = objectOf(manifest); err != nil {
 		return nil, fmt.Errorf("manifest: %w", err)
 	}
+	part.size = sizeOf(part.data) + sizeParsed*part.source
 	return part, nil
 }
 

@@ -40,6 +40,7 @@ type Policy struct {
 	entries  map[string]*entry // :: entry point → its compiled query
 	bundles  []Revision
 	headers  headerRules
+	size     int64
 }
 
 // Revision names one bundle of a Policy and its revision.
@@ -69,7 +70,8 @@ type Options struct {
 
 // entry is one entry point: the query "data.<path> = result", compiled.
 type entry struct {
-	query topdown.Query // copied for each evaluation
+	query     topdown.Query // copied for each evaluation
+	readsBody bool
 }
 
 // resultVar captures the value of an entry point.
@@ -109,6 +111,7 @@ func Compile(parts []Named, opts Options) (p *Policy, err error) {
 	}
 
 	store := newStore(parts)
+	size := int64(sizeFixed)
 	modules := make(map[string]*ast.Module)
 	revisions := make([]Revision, 0, len(parts))
 	for _, part := range parts {
@@ -116,6 +119,7 @@ func Compile(parts []Named, opts Options) (p *Policy, err error) {
 			modules[part.Name+"/"+strings.TrimPrefix(path, "/")] = m
 		}
 		revisions = append(revisions, Revision{part.Name, part.Revision})
+		size += sizeRules * part.source
 	}
 
 	compiler := ast.NewCompiler().
@@ -132,6 +136,7 @@ func Compile(parts []Named, opts Options) (p *Policy, err error) {
 		entries:  make(map[string]*entry, len(opts.Entries)),
 		bundles:  revisions,
 		headers:  newHeaderRules(opts.AllowHeaders),
+		size:     size,
 	}
 	for _, path := range opts.Entries {
 		e, err := p.prepare(path)
@@ -153,13 +158,14 @@ func (p *Policy) prepare(path string) (*entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &entry{query: *topdown.NewQuery(body).
+	query := topdown.NewQuery(body).
 		WithCompiler(p.compiler).
 		WithQueryCompiler(qc).
 		WithStore(p.store).
 		WithTransaction(p.store).
 		WithMetrics(metrics.NoOp()).
-		WithRequestMetadata(noMetadata)}, nil
+		WithRequestMetadata(noMetadata)
+	return &entry{query: *query, readsBody: readsBody(p.compiler, ref)}, nil
 }
 
 // noMetadata is shared by all evaluations, which only read it.
