@@ -32,16 +32,15 @@ type bodyReader struct {
 	descriptors    *Descriptors // from that file
 }
 
-// read returns the parsed body, null where there is none or its type is not
+// read returns the parsed body, nil where there is none or its type is not
 // known, and reports whether the body is known to be incomplete.
 func (r *bodyReader) read() (body *ast.Term, truncated bool, err error) {
-	// Envoy says so itself, also where the length is not known in advance.
-	if r.headers["x-envoy-auth-partial-body"] == "true" {
-		return ast.InternedNullTerm, true, nil
+	if r.cut() {
+		return nil, true, nil
 	}
 	contentType, ok := r.headers["content-type"]
 	if !ok {
-		return ast.InternedNullTerm, false, nil
+		return nil, false, nil
 	}
 	switch typeOf(contentType) {
 	case typeJSON:
@@ -53,14 +52,21 @@ func (r *bodyReader) read() (body *ast.Term, truncated bool, err error) {
 	case typeGRPC:
 		body, truncated, err = r.grpc()
 	}
-	if err != nil {
-		return nil, false, err
-	}
-	if body == nil {
-		body = ast.InternedNullTerm
-	}
-	return body, truncated, nil
+	return body, truncated, err
 }
+
+// cut reports whether Envoy says that it sent a part of the body: it does, also
+// where the length is not known in advance.
+func (r *bodyReader) cut() bool { return r.headers["x-envoy-auth-partial-body"] == "true" }
+
+// missing reports whether less of the body is here than the request announces,
+// whatever its type; all of it may be missing.
+func (r *bodyReader) missing() bool {
+	n, err := strconv.ParseInt(r.headers["content-length"], 10, 64)
+	return r.cut() || err == nil && n > int64(r.size())
+}
+
+func (r *bodyReader) size() int { return max(len(r.http.GetBody()), len(r.http.GetRawBody())) }
 
 type bodyType int
 

@@ -24,6 +24,7 @@ var failures = []struct {
 }{
 	{tenants.ErrInvalid, typev3.StatusCode_BadRequest, codes.InvalidArgument},
 	{tenants.ErrTooLarge, typev3.StatusCode_PayloadTooLarge, codes.ResourceExhausted},
+	{tenants.ErrPartialBody, typev3.StatusCode_Forbidden, codes.PermissionDenied},
 	{errTenant, typev3.StatusCode_Forbidden, codes.PermissionDenied},
 	{tenants.ErrUnknown, typev3.StatusCode_Forbidden, codes.PermissionDenied},
 	{tenants.ErrEntry, typev3.StatusCode_Forbidden, codes.PermissionDenied},

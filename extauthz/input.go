@@ -47,14 +47,23 @@ func inputOf(req *authv3.CheckRequest, decisionID string, needs tenants.Needs, d
 	if a := req.GetAttributes(); a != nil || decisionID != "" {
 		items = append(items, item{keyAttributes, t.attributes(a, headers, decisionID)})
 	}
+	r := bodyReader{terms: &t, http: http, headers: headers, path: path}
+	if needs.WholeBody && r.missing() {
+		return nil, fmt.Errorf("%w: a part of it is missing", tenants.ErrPartialBody)
+	}
 	if !needs.SkipBody {
-		r := bodyReader{terms: &t, http: http, headers: headers, path: path}
 		if needs.ProtoDescriptor != "" {
 			r.descriptorFile, r.descriptors = needs.ProtoDescriptor, descriptors[needs.ProtoDescriptor]
 		}
 		body, truncated, err := r.read()
 		if err != nil {
 			return nil, err
+		}
+		if needs.WholeBody && (truncated || body == nil && r.size() > 0) {
+			return nil, fmt.Errorf("%w: it cannot be parsed", tenants.ErrPartialBody)
+		}
+		if body == nil {
+			body = ast.InternedNullTerm
 		}
 		items = append(items, item{keyParsedBody, body}, item{keyTruncatedBody, ast.InternedTerm(truncated)})
 	}

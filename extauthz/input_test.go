@@ -229,6 +229,39 @@ func TestDecisionIDInInput(t *testing.T) {
 }
 
 // TestLargeBody: a body over the bound is refused before anything is parsed.
+// TestWholeBody: where the policy reads the body, and the tenant wants all of it
+// or nothing (on_partial_body: deny).
+func TestWholeBody(t *testing.T) {
+	type headers = map[string]string
+	for name, c := range map[string]struct {
+		http    *authv3.AttributeContext_HttpRequest
+		partial bool
+	}{
+		"no body":             {&authv3.AttributeContext_HttpRequest{}, false},
+		"JSON":                {&authv3.AttributeContext_HttpRequest{Body: `{}`, Headers: headers{"content-type": "application/json", "content-length": "2"}}, false},
+		"JSON null":           {&authv3.AttributeContext_HttpRequest{Body: `null`, Headers: headers{"content-type": "application/json"}}, false},
+		"form":                {&authv3.AttributeContext_HttpRequest{Body: `a=1`, Headers: headers{"content-type": "application/x-www-form-urlencoded"}}, false},
+		"cut by Envoy":        {&authv3.AttributeContext_HttpRequest{Body: `{}`, Headers: headers{"content-type": "application/json", "x-envoy-auth-partial-body": "true"}}, true},
+		"cut, of no type":     {&authv3.AttributeContext_HttpRequest{Body: `{}`, Headers: headers{"x-envoy-auth-partial-body": "true"}}, true},
+		"shorter than said":   {&authv3.AttributeContext_HttpRequest{Body: `{}`, Headers: headers{"content-type": "application/json", "content-length": "3"}}, true},
+		"short, other type":   {&authv3.AttributeContext_HttpRequest{Body: `x`, Headers: headers{"content-type": "text/plain", "content-length": "3"}}, true},
+		"not sent by Envoy":   {&authv3.AttributeContext_HttpRequest{Headers: headers{"content-type": "application/json", "content-length": "3"}}, true},
+		"no type":             {&authv3.AttributeContext_HttpRequest{Body: `{}`}, true},
+		"another type":        {&authv3.AttributeContext_HttpRequest{RawBody: []byte(`x`), Headers: headers{"content-type": "text/plain"}}, true},
+		"gRPC, no descriptor": {&authv3.AttributeContext_HttpRequest{RawBody: []byte{0, 0, 0, 0, 0}, Path: "/a/b", Headers: headers{"content-type": "application/grpc"}}, true},
+		"form, no boundary":   {&authv3.AttributeContext_HttpRequest{Body: `x`, Headers: headers{"content-type": "multipart/form-data"}}, true},
+	} {
+		for _, whole := range []bool{false, true} {
+			needs := everything
+			needs.WholeBody = whole
+			_, err := inputOf(httpRequest(c.http), "", needs, nil)
+			if got, want := errors.Is(err, tenants.ErrPartialBody), c.partial && whole; got != want || !want && err != nil {
+				t.Errorf("%s, whole %t: got %v, want it refused: %t", name, whole, err, want)
+			}
+		}
+	}
+}
+
 func TestLargeBody(t *testing.T) {
 	needs := tenants.Needs{All: true, BodyBytes: 10}
 	large := strings.Repeat("x", 11)

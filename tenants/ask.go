@@ -28,6 +28,7 @@ type Record struct {
 	Entry      string
 	Input      ast.Value // nil where none was made
 	Revisions  []policy.Revision
+	Guard      []policy.Revision // of the operator's own policy; nil: there is none
 	Labels     map[string]string
 	Answer     Answer
 	Start      time.Time
@@ -58,7 +59,7 @@ func (p *Pool) Decide(ctx context.Context, id ID, questions []Question, answer f
 	}
 	if err != nil {
 		for i := range questions {
-			c.answer(i, &questions[i], nil, policy.Decision{}, err)
+			c.answer(i, &questions[i], nil, policy.Decision{}, err, p.guard == nil)
 		}
 		return nil
 	}
@@ -120,6 +121,9 @@ func (c *call) revision(ctx context.Context) (*revision, error) {
 	if c.in.fault != nil {
 		return nil, c.in.fault
 	}
+	if g := c.pool.guard; g != nil && g.current.Load() == nil {
+		return nil, fmt.Errorf("%w: the operator's policy is not loaded", ErrNotReady)
+	}
 	if rev := c.in.current.Load(); rev != nil {
 		return rev, nil
 	}
@@ -175,7 +179,7 @@ func (c *call) ask(questions []Question) {
 func (c *call) begin(i int, q *Question) bool {
 	entry, err := c.in.entryOf(q.Entry)
 	if err != nil {
-		c.answer(i, q, nil, policy.Decision{}, err)
+		c.answer(i, q, nil, policy.Decision{}, err, c.pool.guard == nil)
 		return false
 	}
 	now := time.Now()
@@ -185,20 +189,26 @@ func (c *call) begin(i int, q *Question) bool {
 	}
 	deadline := c.deadline(begun)
 	if !now.Before(deadline) {
-		c.answer(i, q, nil, policy.Decision{}, fmt.Errorf("%w: none is left", ErrDeadline))
+		c.answer(i, q, nil, policy.Decision{}, fmt.Errorf("%w: none is left", ErrDeadline), c.pool.guard == nil)
 		return false
 	}
 	j, _ := c.pool.jobs.Get().(*job)
 	if j == nil {
 		j = new(job)
 	}
+	needs := c.in.needs
+	if c.in.settings.WholeBody {
+		guard := c.pool.guard
+		needs.WholeBody = c.rev.policy.ReadsBody(entry) ||
+			guard != nil && guard.current.Load().policy.ReadsBody(guard.settings.Entry)
+	}
 	*j = job{
-		slots: &c.in.slots, policy: c.rev.policy, env: c.in.env, entry: entry,
-		question: q, needs: c.in.needs, bytes: min(q.BodyBytes, c.in.limits.BodyBytes), index: i, deadline: deadline, done: c.done,
+		guard: c.pool.guard, slots: &c.in.slots, policy: c.rev.policy, env: c.in.env, entry: entry,
+		question: q, needs: needs, bytes: min(q.BodyBytes, c.in.limits.BodyBytes), index: i, deadline: deadline, done: c.done,
 	}
 	if err := c.pool.sched.submit(j); err != nil {
 		c.pool.jobs.Put(j)
-		c.answer(i, q, nil, policy.Decision{}, err)
+		c.answer(i, q, nil, policy.Decision{}, err, c.pool.guard == nil)
 		return false
 	}
 	c.open = append(c.open, j)
@@ -213,10 +223,10 @@ func (c *call) finish(j *job) {
 			break
 		}
 	}
-	i, q, input, decision, err := j.index, j.question, j.input, j.decision, j.err
+	i, q, input, decision, err, cleared := j.index, j.question, j.input, j.decision, j.err, j.cleared.Load()
 	*j = job{}
 	c.pool.jobs.Put(j)
-	c.answer(i, q, input, decision, err)
+	c.answer(i, q, input, decision, err, cleared)
 }
 
 // giveUp answers open jobs without their result: those whose time is over, or,
@@ -234,7 +244,7 @@ func (c *call) giveUp(late bool, why string) int {
 	clear(c.open[len(kept):])
 	c.open = kept
 	for _, j := range left {
-		i, q := j.index, j.question
+		i, q, cleared := j.index, j.question, j.cleared.Load()
 		switch c.pool.sched.leave(j, late) {
 		case jobDone: // it was done in this very moment: its result counts
 			c.finish(c.take(j))
@@ -243,7 +253,7 @@ func (c *call) giveUp(late bool, why string) int {
 			*j = job{}
 			c.pool.jobs.Put(j)
 		}
-		c.answer(i, q, nil, policy.Decision{}, fmt.Errorf("%w: %s", ErrDeadline, why))
+		c.answer(i, q, nil, policy.Decision{}, fmt.Errorf("%w: %s", ErrDeadline, why), cleared)
 	}
 	return len(left)
 }
@@ -259,12 +269,13 @@ func (c *call) take(j *job) *job {
 	}
 }
 
-// answer tells one answer, and records it.
-func (c *call) answer(i int, q *Question, input ast.Value, d policy.Decision, err error) {
-	a := Answer{Decision: d, Err: err, DryRun: c.in.settings.DryRun}
+// answer tells one answer, and records it. Cleared says whether the guard has
+// allowed, or there is none: only then may the tenant soften what follows.
+func (c *call) answer(i int, q *Question, input ast.Value, d policy.Decision, err error, cleared bool) {
+	a := Answer{Decision: d, Err: err, DryRun: c.in.settings.DryRun && cleared, Guard: !cleared && err == nil}
 	if err != nil {
 		a.Decision = policy.Decision{Value: d.Value}
-		if softened(err) {
+		if cleared && softened(err) {
 			a.OnError = c.in.settings.OnError
 		}
 	}
@@ -281,6 +292,9 @@ func (c *call) answer(i int, q *Question, input ast.Value, d policy.Decision, er
 		if c.rev != nil {
 			r.Revisions = c.rev.policy.Revisions()
 		}
+		if g := c.pool.guard; g != nil && g.current.Load() != nil {
+			r.Guard = g.current.Load().policy.Revisions()
+		}
 		record(&r)
 	}
 	c.tell(i, a)
@@ -289,7 +303,7 @@ func (c *call) answer(i int, q *Question, input ast.Value, d policy.Decision, er
 // softened reports whether a tenant's on_error covers this error. What the
 // caller did wrong is always denied.
 func softened(err error) bool {
-	for _, hard := range []error{ErrInvalid, ErrTooLarge, ErrEntry, ErrUnknown} {
+	for _, hard := range []error{ErrInvalid, ErrTooLarge, ErrPartialBody, ErrEntry, ErrUnknown} {
 		if errors.Is(err, hard) {
 			return false
 		}

@@ -173,7 +173,7 @@ func (fs *feeds) run(ctx context.Context) {
 	for range pollWorkers {
 		wg.Go(func() {
 			for f := range work {
-				fs.check(ctx, f)
+				_ = fs.check(ctx, f) // noted by the feed
 			}
 		})
 	}
@@ -216,9 +216,9 @@ func (fs *feeds) next() (*feed, time.Duration) {
 }
 
 // check is one poll of f: it fetches, tells the users of new content, and sets
-// the time of the next.
-func (fs *feeds) check(ctx context.Context, f *feed) {
-	changed, _ := fs.fetch(ctx, f, false)
+// the time of the next. The error is that of the fetch.
+func (fs *feeds) check(ctx context.Context, f *feed) error {
+	changed, err := fs.fetch(ctx, f, false)
 	fs.mu.Lock()
 	users := make([]*instance, 0, len(f.users))
 	for in := range f.users {
@@ -229,6 +229,7 @@ func (fs *feeds) check(ctx context.Context, f *feed) {
 	if changed && len(users) > 0 {
 		fs.changed(users)
 	}
+	return err
 }
 
 // load returns once f has content: at once where it has, else after a fetch.

@@ -15,12 +15,13 @@ import (
 type State string
 
 // The life of a tenant: loading → warm → parked → gone, or
-// loading → refused → gone. A tenant that is gone is not known at all.
+// loading → refused → gone. No status tells of a tenant that is gone.
 const (
 	Loading State = "loading"
 	Warm    State = "warm"
 	Parked  State = "parked"
 	Refused State = "refused"
+	Gone    State = "gone"
 )
 
 // instance is one tenant's virtual OPA.
@@ -133,7 +134,7 @@ func (p *Pool) activate(in *instance, feeds []*feed) error {
 		p.log.Warn("policy refused", "tenant", in.id, "error", err, "serving", old != nil)
 		return err
 	}
-	in.current.Store(&revision{policy: pol, content: contents})
+	p.swap(in, &revision{policy: pol, content: contents})
 	p.sched.renew(&in.slots)
 	in.report(nil, time.Now())
 	p.log.Info("policy activated", "tenant", in.id, "bundles", revisionsAttr(pol.Revisions()), "first", old == nil)

@@ -17,25 +17,26 @@ type outcome int
 
 // The outcomes of a check.
 const (
-	outcomeAllowed   outcome = iota // the policy allowed
-	outcomeDenied                   // the policy denied
-	outcomeUndefined                // the policy has no value
-	outcomeResult                   // the policy's value is not a decision, or it has several
-	outcomeError                    // evaluation failed, or panicked
-	outcomeDeadline                 // no answer in time
-	outcomeBusy                     // a bound on waiting work was met
-	outcomeNotReady                 // the tenant has no policy yet
-	outcomeInvalid                  // the request cannot be understood
-	outcomeTooLarge                 // the request is over a bound
-	outcomeNoEntry                  // the entry point is not listed
-	outcomeNoTenant                 // no tenant is named, or an invalid one
-	outcomeUnknown                  // there is no such tenant
-	outcomes         int     = iota
+	outcomeAllowed     outcome = iota // the policy allowed
+	outcomeDenied                     // the policy denied
+	outcomeUndefined                  // the policy has no value
+	outcomeResult                     // the policy's value is not a decision, or it has several
+	outcomeError                      // evaluation failed, or panicked
+	outcomeDeadline                   // no answer in time
+	outcomeBusy                       // a bound on waiting work was met
+	outcomeNotReady                   // the tenant has no policy yet
+	outcomeInvalid                    // the request cannot be understood
+	outcomeTooLarge                   // the request is over a bound
+	outcomePartialBody                // a body that the policy reads is not whole
+	outcomeNoEntry                    // the entry point is not listed
+	outcomeNoTenant                   // no tenant is named, or an invalid one
+	outcomeUnknown                    // there is no such tenant
+	outcomes           int     = iota
 )
 
 var outcomeNames = [outcomes]string{
 	"allowed", "denied", "undefined", "bad_result", "error", "deadline", "busy",
-	"not_ready", "invalid", "too_large", "no_entry", "no_tenant", "unknown_tenant",
+	"not_ready", "invalid", "too_large", "partial_body", "no_entry", "no_tenant", "unknown_tenant",
 }
 
 // faultOutcomes is from error to outcome; what is not here is outcomeError.
@@ -52,6 +53,7 @@ var faultOutcomes = []struct {
 	{ErrNotReady, outcomeNotReady},
 	{ErrInvalid, outcomeInvalid},
 	{ErrTooLarge, outcomeTooLarge},
+	{ErrPartialBody, outcomePartialBody},
 	{ErrEntry, outcomeNoEntry},
 	{ErrUnknown, outcomeUnknown},
 }
@@ -102,14 +104,15 @@ type metrics struct {
 	pool     *Pool
 	seconds  prometheus.Histogram
 	failures *prometheus.CounterVec
-	unknown  atomic.Uint64 // checks of unknown tenants
+	evicted  prometheus.Counter // tenants forgotten for the memory budget
+	unknown  atomic.Uint64      // checks of unknown tenants
 	refused  [outcomes]atomic.Uint64
 
 	mu   sync.Mutex
 	past map[ID]*[outcomes]uint64 // :: tenant → checks of its former lives; guarded by mu
 	rest [outcomes]uint64         // those that past has no room for; guarded by mu
 
-	checksDesc, tenantsDesc, ageDesc, waitingDesc, stuckDesc, policiesDesc *prometheus.Desc
+	checksDesc, tenantsDesc, ageDesc, waitingDesc, stuckDesc, policiesDesc, memoryDesc, quarantinedDesc *prometheus.Desc
 }
 
 func newMetrics(p *Pool, reg prometheus.Registerer) *metrics {
@@ -124,7 +127,15 @@ func newMetrics(p *Pool, reg prometheus.Registerer) *metrics {
 			Name: "gatehouse_bundle_failures_total",
 			Help: "Bundles that were not taken, by reason: not_found, refused (cannot be read), compile, fetch (the source cannot be asked).",
 		}, []string{"reason"}),
+		evicted: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "gatehouse_memory_evictions_total",
+			Help: "Tenants forgotten to stay within the memory budget.",
+		}),
 		past: map[ID]*[outcomes]uint64{},
+		memoryDesc: prometheus.NewDesc("gatehouse_memory_bytes",
+			"Estimate of what policies and data of warm and parked tenants take, in bytes; what is shared counts once.", nil, nil),
+		quarantinedDesc: prometheus.NewDesc("gatehouse_quarantined_tenants",
+			"Warm tenants that are not evaluated for a while because they keep running past their deadline.", nil, nil),
 		checksDesc: prometheus.NewDesc("gatehouse_checks_total",
 			"Questions answered, by tenant and outcome. The tenant _unknown stands for all names that no tenant has, _other for tenants forgotten long ago.",
 			[]string{"tenant", "outcome"}, nil),
@@ -144,7 +155,7 @@ func newMetrics(p *Pool, reg prometheus.Registerer) *metrics {
 		m.failures.WithLabelValues(reason)
 	}
 	if reg != nil {
-		reg.MustRegister(m.seconds, m.failures, m)
+		reg.MustRegister(m.seconds, m.failures, m.evicted, m)
 	}
 	return m
 }
@@ -190,7 +201,7 @@ func (p *Pool) Refused(outcome string) {
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.checksDesc, m.tenantsDesc, m.ageDesc, m.waitingDesc, m.stuckDesc, m.policiesDesc} {
+	for _, d := range []*prometheus.Desc{m.checksDesc, m.tenantsDesc, m.ageDesc, m.waitingDesc, m.stuckDesc, m.policiesDesc, m.memoryDesc, m.quarantinedDesc} {
 		ch <- d
 	}
 }
@@ -208,7 +219,9 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 			known = append(known, in)
 		}
 	}
+	bytes := p.memory.bytes
 	p.mu.Unlock()
+	ch <- prometheus.MustNewConstMetric(m.memoryDesc, prometheus.GaugeValue, float64(bytes))
 
 	for state, n := range states {
 		ch <- prometheus.MustNewConstMetric(m.tenantsDesc, prometheus.GaugeValue, float64(n), string(state))
@@ -221,8 +234,14 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	p.sched.mu.Lock()
-	waiting, stuck := p.sched.waiting, p.sched.stuck
+	waiting, stuck, quarantined := p.sched.waiting, p.sched.stuck, 0
+	for _, in := range known {
+		if !in.slots.until.IsZero() {
+			quarantined++
+		}
+	}
 	p.sched.mu.Unlock()
+	ch <- prometheus.MustNewConstMetric(m.quarantinedDesc, prometheus.GaugeValue, float64(quarantined))
 	ch <- prometheus.MustNewConstMetric(m.waitingDesc, prometheus.GaugeValue, float64(waiting))
 	ch <- prometheus.MustNewConstMetric(m.stuckDesc, prometheus.GaugeValue, float64(stuck))
 	ch <- prometheus.MustNewConstMetric(m.policiesDesc, prometheus.GaugeValue, float64(p.library.policies.len()))

@@ -30,6 +30,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -54,6 +55,11 @@ type Config struct {
 	Parked   int           // parked tenants at most; default 1,000, negative: none
 	Grace    time.Duration // how long a tenant stays parked; default 5 min
 
+	// Guard is the operator's own policy, which must allow too, for every
+	// tenant: its bundles and its entry point. Optional. No answer allows
+	// before the guard does, whatever a tenant's OnError says.
+	Guard *Settings
+
 	Preload  []ID // loaded at start
 	Required []ID // loaded at start; Ready waits for them
 
@@ -71,6 +77,11 @@ type Config struct {
 	// BodyMemory bounds the bodies of all tenants that are being read at once;
 	// default 256 MiB. What is over it is answered with ErrBusy.
 	BodyMemory int64
+
+	// Memory bounds the estimate of what the tenants' policies and data take,
+	// in bytes; default none. Tenants that were not asked for longest are
+	// forgotten to stay within it.
+	Memory int64
 
 	// Record is called with each decision before its answer is told. It must
 	// not block. Optional.
@@ -99,6 +110,9 @@ func (c Config) withDefaults() Config {
 	if c.BodyMemory <= 0 {
 		c.BodyMemory = 256 << 20
 	}
+	if c.Memory <= 0 {
+		c.Memory = math.MaxInt64
+	}
 	def(&c.Workers, max(8, 4*runtime.GOMAXPROCS(0)))
 	c.Parked = max(c.Parked, 0)
 	defTime(&c.Grace, 5*time.Minute)
@@ -126,6 +140,9 @@ type Pool struct {
 
 	mu      sync.Mutex
 	closed  bool
+	misses  misses
+	guard   *instance // in no list; nil: there is none
+	memory  *memory
 	unready map[ID]bool // required, and never loaded yet
 	loading map[ID]*instance
 	queue   []*instance // loading, and waiting for their turn
@@ -149,6 +166,7 @@ func New(cfg Config) *Pool {
 		sched:   newScheduler(cfg.Workers, cfg.BodyMemory, cfg.Logger),
 		loading: map[ID]*instance{},
 		unready: map[ID]bool{},
+		memory:  newMemory(),
 	}
 	for _, id := range cfg.Required {
 		p.unready[id] = true
@@ -156,6 +174,9 @@ func New(cfg Config) *Pool {
 	p.metrics = newMetrics(p, cfg.Registerer)
 	p.feeds = newFeeds(cfg.Logger, p.metrics, p.library, cfg.LoadTimeout)
 	p.feeds.changed = p.reactivate
+	if cfg.Guard != nil {
+		p.guard = newInstance("", cfg.Guard, p.cpus)
+	}
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	p.warm = newList(cfg.Capacity)
 	p.parked = newList(cfg.Parked)
@@ -183,6 +204,9 @@ func (p *Pool) Run(ctx context.Context) error {
 	p.sched.start()
 	p.work.Go(func() { p.feeds.run(p.ctx) })
 	p.work.Go(func() { p.preload(p.ctx) })
+	if p.guard != nil {
+		p.work.Go(func() { p.loadGuard(p.ctx) })
+	}
 
 	<-ctx.Done()
 	p.mu.Lock()
@@ -217,7 +241,7 @@ func (p *Pool) instanceOf(id ID) *instance {
 			return in
 		}
 		p.refused.Remove(id)
-		p.metrics.forget(in)
+		p.bury(in)
 		tries = in.tries
 	}
 	return p.load(id, tries)
@@ -237,6 +261,9 @@ func (p *Pool) load(id ID, tries int) *instance {
 	switch {
 	case p.closed:
 		in.fault = fmt.Errorf("%w: stopping", ErrNotReady)
+		return in
+	case !p.misses.allow(time.Now()):
+		in.fault = fmt.Errorf("%w: not looked up, too many unknown ones are asked for", ErrUnknown)
 		return in
 	case p.loads < p.cfg.Loads:
 		p.loads++
@@ -332,6 +359,7 @@ func (p *Pool) refuse(in *instance, err error) {
 	if errors.Is(err, bundles.ErrNotFound) || errors.Is(err, ErrUnknown) {
 		in.refusal = fmt.Errorf("%w: %w", ErrUnknown, err)
 		wait = p.cfg.RefusedFor
+		p.misses.add(time.Now())
 	} else {
 		in.refusal = fmt.Errorf("%w: %w", ErrNotReady, err)
 		p.log.Warn("tenant not loaded", "tenant", in.id, "error", err, "tries", in.tries)
@@ -347,7 +375,7 @@ func (p *Pool) refuse(in *instance, err error) {
 	close(in.ready)
 	for p.refused.Len() > p.cfg.Refused {
 		if _, oldest, ok := p.refused.RemoveOldest(); ok { // the arrow from refused to gone
-			p.metrics.forget(oldest)
+			p.bury(oldest)
 		}
 	}
 }
@@ -395,6 +423,16 @@ func (p *Pool) revive(in *instance) {
 func (p *Pool) forget(in *instance) {
 	in.expiry.Stop()
 	p.parked.Remove(in.id)
+	p.bury(in)
+}
+
+// bury ends an instance that is in no list any more. p.mu is held.
+func (p *Pool) bury(in *instance) {
+	if in.state == Gone {
+		return
+	}
+	in.state = Gone
+	p.memory.release(in.current.Load())
 	p.metrics.forget(in)
 }
 
@@ -468,4 +506,76 @@ func (p *Pool) await(ctx context.Context, id ID) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// loadGuard loads the operator's policy, and tries again until it is there.
+func (p *Pool) loadGuard(ctx context.Context) {
+	for {
+		feeds, err := p.fill(p.guard)
+		p.mu.Lock()
+		if err == nil {
+			p.guard.state, p.guard.feeds = Warm, feeds
+			close(p.guard.ready)
+			p.mu.Unlock()
+			return
+		}
+		p.mu.Unlock()
+		p.guard.report(err, time.Time{})
+		p.log.Error("the operator's policy is not loaded: nothing is allowed", "error", err)
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// misses bounds how many unknown names a source is asked for: a burst, and then
+// so many in a second. Beyond that, names that are not known here are not
+// looked up at all. Pool.mu guards it.
+type misses struct {
+	used float64 // of the burst
+	at   time.Time
+}
+
+const (
+	missBurst  = 1000
+	missPerSec = 10
+)
+
+func (m *misses) decay(now time.Time) {
+	m.used = max(0, m.used-missPerSec*now.Sub(m.at).Seconds())
+	m.at = now
+}
+
+func (m *misses) add(now time.Time)        { m.decay(now); m.used++ }
+func (m *misses) allow(now time.Time) bool { m.decay(now); return m.used < missBurst }
+
+// Refresh asks the sources of a tenant for what is new, and returns when what
+// they have decides, or with the reason why it does not. A tenant that is not
+// warm becomes so.
+func (p *Pool) Refresh(ctx context.Context, id ID) error {
+	p.mu.Lock()
+	if in, ok := p.refused.Peek(id); ok {
+		p.refused.Remove(id)
+		p.bury(in)
+	}
+	_, warm := p.warm.Peek(id)
+	_, parked := p.parked.Peek(id)
+	p.mu.Unlock()
+	if err := p.await(ctx, id); err != nil || !warm && !parked {
+		return err
+	}
+	in := p.instanceOf(id)
+	p.mu.Lock()
+	feeds := in.feeds
+	p.mu.Unlock()
+	for _, f := range feeds {
+		if err := p.feeds.check(ctx, f); err != nil {
+			return err
+		}
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.status.err
 }

@@ -283,6 +283,11 @@ func TestFlood(t *testing.T) {
 		}
 		s.in("orders", tenants.Warm)
 		s.in("payments", tenants.Warm)
+		s.fetched("invented-999", 1)
+		s.fetched("invented-1999", 0) // the source is not flooded, too
+		s.Set("new", allow)
+		s.fails("new", tenants.ErrUnknown)
+		time.Sleep(time.Second)
 		if n := len(s.Tenants()); n > 102 {
 			t.Errorf("got %d tenants remembered, want at most 102", n)
 		}
@@ -291,11 +296,12 @@ func TestFlood(t *testing.T) {
 # TYPE gatehouse_checks_total counter
 gatehouse_checks_total{outcome="allowed",tenant="orders"} 1
 gatehouse_checks_total{outcome="denied",tenant="payments"} 1
-gatehouse_checks_total{outcome="unknown_tenant",tenant="_unknown"} 2000
+gatehouse_checks_total{outcome="unknown_tenant",tenant="_unknown"} 2001
 `
 		if err := testutil.GatherAndCompare(reg, strings.NewReader(want), "gatehouse_checks_total"); err != nil {
 			t.Error(err)
 		}
+		s.allows("new") // a second later
 	})
 }
 
@@ -835,5 +841,164 @@ func TestBodyMemory(t *testing.T) {
 		synctest.Wait()
 		s.allows("orders")
 		s.denies("payments")
+	})
+}
+
+// The budget evicts who was not asked for longest; what is shared counts once.
+func TestMemoryBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t, tenants.Config{Memory: 250 << 10}, nil) // about three small policies
+		for i := range 6 {
+			s.Set(fmt.Sprintf("own%d", i), fmt.Sprintf("package envoy.authz\nallow := %d == %d", i, i))
+			s.Set(fmt.Sprintf("same%d", i), allow)
+		}
+		for i := range 6 {
+			s.allows(tenants.ID(fmt.Sprintf("same%d", i)))
+		}
+		if n := len(s.Tenants()); n != 6 {
+			t.Errorf("got %d tenants that share a policy, want 6", n)
+		}
+		for i := range 6 {
+			s.allows(tenants.ID(fmt.Sprintf("own%d", i)))
+		}
+		list := s.Tenants()
+		if n := len(list); n != 3 || list[2].Tenant != "own5" {
+			t.Errorf("got %d tenants in memory, want the last 3: %+v", n, list)
+		}
+		if got := list[2]; got.MemoryBytes < 60<<10 || got.OwnBytes != got.MemoryBytes {
+			t.Errorf("got an estimate of %d bytes, %d its own", got.MemoryBytes, got.OwnBytes)
+		}
+		s.allows("own0") // again
+		s.allows("same3")
+	})
+}
+
+// reads is an input that says whether the whole body is asked for.
+type reads struct{}
+
+func (reads) Input(n tenants.Needs) (ast.Value, error) {
+	if n.WholeBody {
+		return nil, tenants.ErrPartialBody
+	}
+	return ast.NewObject(), nil
+}
+
+func TestWholeBody(t *testing.T) {
+	s := newStage(t, tenants.Config{}, func(id tenants.ID, s *tenants.Settings) {
+		s.WholeBody = id != "lenient"
+		s.OnError = tenants.OnErrorAllow
+	})
+	body := "package envoy.authz\ndefault allow := true\nallow := false if input.parsed_body.x"
+	s.Set("reads", body)
+	s.Set("lenient", body)
+	for id, want := range map[tenants.ID]error{"reads": tenants.ErrPartialBody, "orders": nil, "lenient": nil} {
+		q := []tenants.Question{{DecisionID: "d", Input: reads{}}}
+		if err := s.Decide(context.Background(), id, q, func(_ int, a tenants.Answer) {
+			if !errors.Is(a.Err, want) || a.OnError != tenants.OnErrorDeny && want != nil {
+				t.Errorf("%s: got %v, on_error %d, want %v", id, a.Err, a.OnError, want)
+			}
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestRefresh(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t, tenants.Config{Capacity: 1}, func(_ tenants.ID, s *tenants.Settings) {
+			s.Bundles[0].MinDelay, s.Bundles[0].MaxDelay = time.Hour, time.Hour
+		})
+		refresh := func(id tenants.ID, want string) {
+			t.Helper()
+			err := s.Refresh(context.Background(), id)
+			if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+				t.Errorf("refresh of %s: got %v, want %q", id, err, want)
+			}
+		}
+		s.allows("orders")
+		s.Set("orders", deny)
+		s.allows("orders")
+		refresh("orders", "")
+		s.denies("orders")
+		s.Set("orders", bad)
+		refresh("orders", "x is unsafe")
+		s.denies("orders")
+		s.Fail("orders", errors.New("connection refused"))
+		refresh("orders", "connection refused")
+		s.denies("orders")
+
+		// Parked, refused, and not known at all.
+		s.denies("payments")
+		s.in("orders", tenants.Parked)
+		s.Set("orders", allow)
+		refresh("orders", "")
+		s.allows("orders")
+		s.fails("nobody", tenants.ErrUnknown)
+		s.Set("nobody", allow)
+		refresh("nobody", "")
+		s.allows("nobody")
+		refresh("never-seen", "unknown tenant")
+	})
+}
+
+// The operator's policy must allow too, and comes first: nothing of a tenant
+// softens it.
+func TestGuard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &stage{t: t}
+		s.Set("orders", allow)
+		s.Set("payments", deny)
+		s.Set("undefined", "package envoy.authz\nallow if false")
+		s.Set("dry", deny)
+		settings := authztest.Settings(&s.Memory, func(id tenants.ID, s *tenants.Settings) {
+			s.OnError = tenants.OnErrorAllow
+			s.DryRun = id == "dry"
+		})
+		guard, err := settings("guard")
+		if err != nil {
+			t.Fatal(err)
+		}
+		guard.Entry = "guard/allow"
+		var records []tenants.Record
+		s.Pool = authztest.Pool(t, tenants.Config{Settings: settings, Guard: guard, Record: func(r *tenants.Record) { records = append(records, *r) }})
+		synctest.Wait()
+		if got := s.Unready()["guard"]; !strings.Contains(got, "not loaded") {
+			t.Errorf("got unready %q without the guard's bundle", got)
+		}
+		ask := func(id tenants.ID, input string) tenants.Answer {
+			return authztest.Ask(context.Background(), s.Pool, id, input)
+		}
+		if a := ask("orders", "{}"); !errors.Is(a.Err, tenants.ErrNotReady) || a.OnError != tenants.OnErrorDeny {
+			t.Errorf("before the guard is there: got %+v, want it denied whatever on_error says", a)
+		}
+		s.Set("guard", "package guard\nallow := {\"allowed\": false, \"body\": \"guard\"} if input.evil\nallow if not input.evil\nallow := 1 if input.broken")
+		time.Sleep(3 * time.Second)
+		if got := s.Unready(); len(got) != 0 {
+			t.Errorf("got unready %v", got)
+		}
+		s.allows("orders")
+		s.denies("payments")
+		if a := ask("undefined", "{}"); !errors.Is(a.Err, policy.ErrUndefined) || a.OnError != tenants.OnErrorAllow {
+			t.Errorf("a fault of the tenant after the guard: got %+v", a)
+		}
+		if a := ask("dry", "{}"); a.Err != nil || !a.DryRun || a.Guard {
+			t.Errorf("dry run: got %+v", a)
+		}
+		for _, id := range []tenants.ID{"orders", "payments", "undefined", "dry"} {
+			a := ask(id, `{"evil": true}`)
+			if a.Err != nil || a.Decision.Allowed || a.Decision.Body != "guard" || !a.Guard || a.DryRun {
+				t.Errorf("%s: got %+v, want the guard's denial", id, a)
+			}
+			a = ask(id, `{"broken": true}`)
+			if !errors.Is(a.Err, policy.ErrConflict) || a.OnError != tenants.OnErrorDeny {
+				t.Errorf("%s with a broken guard: got %+v, want it denied", id, a)
+			}
+		}
+		if r := records[len(records)-1]; len(r.Guard) != 1 || r.Guard[0].Name != "policy" {
+			t.Errorf("got record %+v, want the guard's revision", r)
+		}
+		s.Set("guard", "package guard\nallow := false") // polled as any bundle
+		time.Sleep(2 * time.Second)
+		s.denies("orders")
 	})
 }

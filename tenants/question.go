@@ -50,6 +50,10 @@ type Needs struct {
 
 	// BodyBytes bounds the body of a request. A larger one is ErrTooLarge.
 	BodyBytes int64
+
+	// WholeBody refuses a request, with ErrPartialBody, of whose body a part
+	// is missing, or whose body is not one that can be parsed.
+	WholeBody bool
 }
 
 // Answer is the answer to one question.
@@ -64,12 +68,18 @@ type Answer struct {
 
 	// OnError says how the tenant wants its own faults answered. It is
 	// OnErrorDeny for an Err that no setting may soften: ErrInvalid,
-	// ErrTooLarge, ErrEntry, ErrUnknown.
+	// ErrTooLarge, ErrPartialBody, ErrEntry, ErrUnknown, and any before the
+	// operator's own policy has allowed.
 	OnError OnError
 
 	// DryRun reports whether the tenant only wants denials to be seen, not
-	// enforced. It softens decisions, never faults.
+	// enforced. It softens decisions of the tenant's policy: no faults, and no
+	// denial of the operator's own.
 	DryRun bool
+
+	// Guard reports whether the operator's own policy gave this answer, and
+	// the tenant's was not asked.
+	Guard bool
 }
 
 // OnError is what a fault of ours, or of the tenant's policy, is answered with.
@@ -95,6 +105,9 @@ var (
 	ErrInvalid = errors.New("request cannot be parsed")
 	// ErrTooLarge: the request is over a bound.
 	ErrTooLarge = errors.New("request is too large")
+	// ErrPartialBody: a body that the policy reads is not whole, or cannot be
+	// parsed.
+	ErrPartialBody = errors.New("request body is partial")
 	// ErrEntry: the operator has not listed this entry point for the tenant.
 	ErrEntry = errors.New("entry point is not listed")
 	// ErrPanic: a panic of ours or of a builtin, caught.

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -78,6 +79,7 @@ type slots struct {
 type job struct {
 	// Set by the caller before submit.
 	slots    *slots
+	guard    *instance // asked first; nil: none
 	policy   *policy.Policy
 	env      *policy.Env
 	entry    string
@@ -88,7 +90,8 @@ type job struct {
 	deadline time.Time // the caller waits no longer
 	done     chan<- *job
 
-	cancel policy.Cancel
+	cancel  policy.Cancel
+	cleared atomic.Bool // the guard has allowed, or there is none
 
 	// Set by the worker before the job is sent to done.
 	input    ast.Value
@@ -356,6 +359,17 @@ func (s *scheduler) evaluate(j *job) {
 	if j.input, j.err = j.question.Input.Input(j.needs); j.err != nil {
 		return
 	}
+	if g := j.guard; g != nil {
+		rev := g.current.Load()
+		j.decision, j.err = rev.policy.Decide(context.Background(), g.settings.Entry, j.input, g.env, &j.cancel)
+		if j.err != nil {
+			j.err = fmt.Errorf("operator's policy: %w", j.err)
+		}
+		if j.err != nil || !j.decision.Allowed {
+			return
+		}
+	}
+	j.cleared.Store(true)
 	j.decision, j.err = j.policy.Decide(context.Background(), j.entry, j.input, j.env, &j.cancel)
 }
 

@@ -17,6 +17,10 @@ type Settings struct {
 	// OnError is what a fault is answered with.
 	OnError OnError
 
+	// WholeBody refuses requests whose body the policy reads, and that is not
+	// whole or cannot be parsed.
+	WholeBody bool
+
 	// AllowHeaders are reserved headers that the tenant's policy may change.
 	AllowHeaders []string
 }

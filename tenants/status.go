@@ -29,6 +29,11 @@ type Status struct {
 	// Until is when a parked or refused tenant is forgotten or tried again.
 	Until *time.Time `json:"until,omitempty"`
 
+	// MemoryBytes estimates what the tenant's policy and data take, OwnBytes
+	// how much of that it shares with no other tenant.
+	MemoryBytes int64 `json:"memory_bytes,omitempty"`
+	OwnBytes    int64 `json:"own_bytes,omitempty"`
+
 	// QuarantinedUntil is when the tenant, whose evaluations keep running past
 	// their deadline, is tried again.
 	QuarantinedUntil *time.Time `json:"quarantined_until,omitempty"`
@@ -84,7 +89,7 @@ func (p *Pool) Tenant(id ID) (Status, bool) {
 }
 
 // Unready returns the required tenants that have not been loaded yet, with the
-// reason.
+// reason, and the operator's policy under "guard".
 func (p *Pool) Unready() map[ID]string {
 	p.mu.Lock()
 	unready := make(map[ID]string, len(p.unready))
@@ -92,8 +97,16 @@ func (p *Pool) Unready() map[ID]string {
 		unready[id] = "not loaded"
 	}
 	p.mu.Unlock()
+	if p.guard != nil && p.guard.current.Load() == nil {
+		unready["guard"] = "the operator's policy is not loaded"
+		p.guard.mu.Lock()
+		if err := p.guard.status.err; err != nil {
+			unready["guard"] += ": " + err.Error()
+		}
+		p.guard.mu.Unlock()
+	}
 	for id := range unready {
-		if s, ok := p.Tenant(id); ok {
+		if s, ok := p.Tenant(id); ok && s.State != Warm {
 			unready[id] = string(s.State)
 			if s.Error != "" {
 				unready[id] += ": " + s.Error
@@ -108,8 +121,10 @@ func (p *Pool) statusOf(in *instance) Status {
 	s := Status{Tenant: in.id, State: in.state}
 	feeds := in.feeds
 	if in.state == Parked || in.state == Refused {
-		s.Until = &in.until
+		until := in.until
+		s.Until = &until
 	}
+	s.MemoryBytes, s.OwnBytes = p.memory.size(in.current.Load())
 	p.mu.Unlock()
 
 	in.mu.Lock()

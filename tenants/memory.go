@@ -1,0 +1,101 @@
+package tenants
+
+import (
+	"github.com/gatehouse-authz/gatehouse/policy"
+)
+
+// memory estimates what the revisions in use take. What tenants share counts
+// once. Pool.mu guards it.
+type memory struct {
+	bytes int64
+	uses  map[any]int // :: *policy.Policy or *policy.Part → revisions that hold it
+}
+
+func newMemory() *memory { return &memory{uses: map[any]int{}} }
+
+// sized is what a revision holds: a policy or a part.
+type sized interface{ Size() int64 }
+
+func (rev *revision) held(f func(sized)) {
+	if rev == nil {
+		return
+	}
+	f(rev.policy)
+	for _, c := range rev.content {
+		f(c.part)
+	}
+}
+
+// hold counts a revision that came into use.
+func (m *memory) hold(rev *revision) {
+	rev.held(func(s sized) {
+		if m.uses[s]++; m.uses[s] == 1 {
+			m.bytes += s.Size()
+		}
+	})
+}
+
+// release ends the count of a revision that is out of use.
+func (m *memory) release(rev *revision) {
+	rev.held(func(s sized) {
+		if m.uses[s]--; m.uses[s] == 0 {
+			m.bytes -= s.Size()
+			delete(m.uses, s)
+		}
+	})
+}
+
+// size estimates what a revision takes, and how much of that it shares with
+// none other.
+func (m *memory) size(rev *revision) (all, own int64) {
+	rev.held(func(s sized) {
+		all += s.Size()
+		if m.uses[s] == 1 {
+			own += s.Size()
+		}
+	})
+	return all, own
+}
+
+var _ = []sized{(*policy.Policy)(nil), (*policy.Part)(nil)}
+
+// swap makes rev decide for in, and counts what it takes. An instance that is
+// gone by now is left alone.
+func (p *Pool) swap(in *instance, rev *revision) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old := in.current.Load()
+	in.current.Store(rev)
+	if in.state == Gone {
+		return
+	}
+	p.memory.hold(rev)
+	p.memory.release(old)
+	p.shrink(in)
+}
+
+// shrink forgets tenants until the estimate is within the budget: the parked
+// first, then the warm that were not asked for longest. The last one asked, and
+// keep, stay whatever they take: one bundle's own bounds bound them. p.mu is held.
+func (p *Pool) shrink(keep *instance) {
+	for p.memory.bytes > p.cfg.Memory {
+		if _, in, ok := p.parked.GetOldest(); ok {
+			p.log.Warn("memory budget met: parked tenant forgotten", "tenant", in.id, "bytes", p.memory.bytes, "limit", p.cfg.Memory)
+			p.metrics.evicted.Inc()
+			p.forget(in)
+			continue
+		}
+		if p.warm.Len() <= 1 {
+			return
+		}
+		_, in, _ := p.warm.GetOldest()
+		if in == keep {
+			return
+		}
+		p.log.Warn("memory budget met: warm tenant forgotten", "tenant", in.id, "bytes", p.memory.bytes, "limit", p.cfg.Memory)
+		p.metrics.evicted.Inc()
+		p.warm.Remove(in.id)
+		p.park(in)
+		p.forget(in)
+	}
+}
