@@ -47,8 +47,12 @@ type instance struct {
 	until  time.Time   // when a parked or refused instance goes
 	expiry *time.Timer // forgets a parked instance
 	tries  int         // loads refused in a row
-	feeds  []*feed     // :: bundle of the settings → its feed, while warm
-	seeds  []*feedSeed // :: bundle of the settings → what revives its feed, while parked
+
+	generation int       // of the settings
+	replaces   *instance // whose place it takes once it is loaded; nil: nobody's
+
+	feeds []*feed     // :: bundle of the settings → its feed, while warm
+	seeds []*feedSeed // :: bundle of the settings → what revives its feed, while parked
 
 	activation sync.Mutex // held while a revision is made
 

@@ -138,8 +138,11 @@ type Pool struct {
 	ctx  context.Context
 	stop context.CancelFunc
 
-	mu      sync.Mutex
-	closed  bool
+	mu     sync.Mutex
+	closed bool
+
+	generation int // of the settings: counts reloads
+
 	misses  misses
 	guard   *instance // in no list; nil: there is none
 	memory  *memory
@@ -265,17 +268,24 @@ func (p *Pool) load(id ID, tries int) *instance {
 	case !p.misses.allow(time.Now()):
 		in.fault = fmt.Errorf("%w: not looked up, too many unknown ones are asked for", ErrUnknown)
 		return in
-	case p.loads < p.cfg.Loads:
-		p.loads++
-		p.work.Go(func() { p.loader(in) })
-	case len(p.queue) < p.cfg.LoadQueue:
-		p.queue = append(p.queue, in)
-	default:
+	case p.loads >= p.cfg.Loads && len(p.queue) >= p.cfg.LoadQueue:
 		in.fault = fmt.Errorf("%w: %d tenants wait to be loaded", ErrBusy, len(p.queue))
 		return in
 	}
+	in.generation = p.generation
 	p.loading[id] = in
+	p.start(in)
 	return in
+}
+
+// start has in loaded now, or in its turn. p.mu is held.
+func (p *Pool) start(in *instance) {
+	if p.loads >= p.cfg.Loads {
+		p.queue = append(p.queue, in)
+		return
+	}
+	p.loads++
+	p.work.Go(func() { p.loader(in) })
 }
 
 // loader loads in, and then what waits, until nothing does.
@@ -283,11 +293,15 @@ func (p *Pool) loader(in *instance) {
 	for in != nil {
 		feeds, err := p.fill(in)
 		p.mu.Lock()
-		delete(p.loading, in.id)
-		if err == nil {
+		switch {
+		case in.replaces != nil:
+			p.replace(in, feeds, err)
+		case err == nil:
+			delete(p.loading, in.id)
 			in.feeds = feeds
 			p.admit(in)
-		} else {
+		default:
+			delete(p.loading, in.id)
 			p.refuse(in, err)
 		}
 		in = nil
@@ -297,9 +311,11 @@ func (p *Pool) loader(in *instance) {
 			p.queue = p.queue[1:]
 		} else {
 			p.loads--
-			for _, rest := range p.queue {
-				delete(p.loading, rest.id)
-				p.refuse(rest, errors.New("stopping"))
+			for _, rest := range p.queue { // the pool is closed
+				if rest.replaces == nil {
+					delete(p.loading, rest.id)
+					p.refuse(rest, errors.New("stopping"))
+				}
 			}
 			p.queue = nil
 		}
@@ -340,6 +356,9 @@ func (p *Pool) admit(in *instance) {
 	delete(p.unready, in.id)
 	p.warm.Add(in.id, in)
 	close(in.ready)
+	if in.generation != p.generation { // the settings changed while it loaded
+		p.renew(in)
+	}
 	p.makeRoom()
 }
 

@@ -1002,3 +1002,112 @@ func TestGuard(t *testing.T) {
 		s.denies("orders")
 	})
 }
+
+func TestReload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t, tenants.Config{Capacity: 3}, nil)
+		for i := range 4 { // t0 is parked in the end
+			name := fmt.Sprintf("t%d", i)
+			s.Set(name, "package envoy.authz\ndefault allow := false\nallow if opa.runtime().config.labels.color == \"red\"")
+			s.denies(tenants.ID(name))
+		}
+		s.fails("nobody", tenants.ErrUnknown)
+		s.Set("nobody", allow)
+
+		change := func(id tenants.ID, s *tenants.Settings) {
+			if id == "t1" || id == "t0" {
+				s.Labels = map[string]string{"color": "red"}
+			}
+		}
+		before := s.Fetches("t2")
+		if n := s.Reload(tenants.Live{Settings: authztest.Settings(&s.Memory, change), Capacity: 3}); n != 1 {
+			t.Errorf("got %d tenants moving, want 1", n)
+		}
+		synctest.Wait()
+		s.fetched("t2", before)
+		s.allows("t1")
+		s.denies("t2")
+		s.allows("t0") // it was parked: it is loaded anew
+		s.allows("nobody")
+
+		// Settings that do not work leave the old ones, and are tried again.
+		before = s.Fetches("t1")
+		s.fetched("t1", before)
+		broken := func(id tenants.ID, s *tenants.Settings) {
+			change(id, s)
+			if id == "nobody" {
+				s.Bundles[0].Resource = "elsewhere"
+			}
+		}
+		s.Reload(tenants.Live{Settings: authztest.Settings(&s.Memory, broken), Capacity: 3})
+		synctest.Wait()
+		s.allows("nobody")
+		if got, _ := s.Tenant("nobody"); !strings.Contains(got.Error, "new settings") {
+			t.Errorf("got status %+v, want the error of its new settings", got)
+		}
+		s.Set("elsewhere", deny)
+		time.Sleep(11 * time.Second)
+		s.denies("nobody")
+
+		// The bounds change, too.
+		s.Reload(tenants.Live{Settings: authztest.Settings(&s.Memory, broken), Capacity: 1, Parked: 1})
+		if n := len(s.Tenants()); n != 2 {
+			t.Errorf("got %d tenants, want one warm and one parked", n)
+		}
+		s.Reload(tenants.Live{Settings: authztest.Settings(&s.Memory, broken), Capacity: 10})
+		for i := range 4 {
+			s.ask(tenants.ID(fmt.Sprintf("t%d", i)))
+			s.in(tenants.ID(fmt.Sprintf("t%d", i)), tenants.Warm)
+		}
+		s.in("t0", tenants.Warm)
+	})
+}
+
+// A tenant that loads while the settings change ends up with the new ones.
+func TestReloadWhileLoading(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t, tenants.Config{}, nil)
+		s.Set("t", "package envoy.authz\ndefault allow := false\nallow if opa.runtime().config.labels.color == \"red\"")
+		release := s.Hold("t")
+		go s.ask("t")
+		synctest.Wait()
+		s.Reload(tenants.Live{Settings: authztest.Settings(&s.Memory, func(_ tenants.ID, s *tenants.Settings) {
+			s.Labels = map[string]string{"color": "red"}
+		})})
+		release()
+		synctest.Wait()
+		s.allows("t")
+	})
+}
+
+func TestReloadUnderLoad(t *testing.T) {
+	s := newStage(t, tenants.Config{Capacity: 4}, nil)
+	for i := range 6 {
+		s.Set(fmt.Sprintf("t%d", i), allow)
+	}
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for g := range 4 {
+		wg.Go(func() {
+			for i := g; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if a := s.ask(tenants.ID(fmt.Sprintf("t%d", i%6))); a.Err == nil && !a.Decision.Allowed {
+					t.Error("got a denial")
+				}
+			}
+		})
+	}
+	for n := range 50 {
+		s.Reload(tenants.Live{Capacity: 3 + n%3, Settings: authztest.Settings(&s.Memory, func(id tenants.ID, s *tenants.Settings) {
+			if id == tenants.ID(fmt.Sprintf("t%d", n%6)) {
+				s.Labels = map[string]string{"n": fmt.Sprint(n)}
+			}
+		})})
+	}
+	close(stop)
+	wg.Wait()
+}
