@@ -23,24 +23,31 @@ type transport interface {
 	RecvCompress() string
 }
 
-// receive reads the one message of a unary call into m. Its error wraps
+// receive reads the one message of a unary call into m, and returns how much of
+// the memory it reserved, which is the caller's to release. Its error wraps
 // ErrTooLarge for a message over the limit, whether before or after it is
-// decompressed, and ErrInvalid for one that cannot be decoded. The call can
-// still be answered.
-func receive(stream grpc.ServerStream, m proto.Message, limit int) error {
+// decompressed, ErrInvalid for one that cannot be decoded, and ErrBusy where the
+// memory has no room. The call can still be answered.
+func receive(stream grpc.ServerStream, m proto.Message, limit int, memory *memory) (reserved int64, err error) {
 	ctx := stream.Context()
 	t, ok := grpc.ServerTransportStreamFromContext(ctx).(transport)
 	if !ok { // a stream of another kind, with the bounds that it has itself
-		return stream.RecvMsg(m)
+		return 0, stream.RecvMsg(m)
 	}
-	err := receiveFrom(t, m, limit)
+	err = receiveFrom(t, m, limit, func(n int64) error {
+		if err := memory.reserve(n); err != nil {
+			return err
+		}
+		reserved += n
+		return nil
+	})
 	if err != nil && ctx.Err() != nil {
-		return ctx.Err()
+		return reserved, ctx.Err()
 	}
-	return err
+	return reserved, err
 }
 
-func receiveFrom(t transport, m proto.Message, limit int) error {
+func receiveFrom(t transport, m proto.Message, limit int, reserve func(int64) error) error {
 	var header [5]byte // flag and length, as PROTOCOL-HTTP2.md has it
 	if err := t.ReadMessageHeader(header[:]); err != nil {
 		return receiveError(err)
@@ -48,6 +55,9 @@ func receiveFrom(t transport, m proto.Message, limit int) error {
 	length := binary.BigEndian.Uint32(header[1:])
 	if int64(length) > int64(limit) {
 		return fmt.Errorf("%w: message has %d bytes, limit %d", tenants.ErrTooLarge, length, limit)
+	}
+	if err := reserve(int64(length)); err != nil {
+		return err
 	}
 	data, err := t.Read(int(length))
 	if err != nil {
@@ -59,6 +69,9 @@ func receiveFrom(t transport, m proto.Message, limit int) error {
 	case 0:
 	case 1:
 		if data, err = decompress(t.RecvCompress(), data, limit); err != nil {
+			return err
+		}
+		if err := reserve(int64(data.Len())); err != nil {
 			return err
 		}
 	default:

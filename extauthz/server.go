@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"sync/atomic"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"google.golang.org/grpc"
@@ -36,12 +37,18 @@ type Config struct {
 	// The bound of the grpc.Server itself does not apply to checks.
 	MaxMessageBytes int
 
+	// MessageMemory bounds the messages that are being answered, in bytes
+	// together. One that it has no room for is denied with 503 unread.
+	// Default 512 MiB.
+	MessageMemory int64
+
 	// Logger gets panics as errors, and what was wrong with refused checks for
 	// debugging. Default: none.
 	Logger *slog.Logger
 
 	// Refused counts a check that was denied without asking the pool: as
-	// "invalid", "too_large", "no_tenant", "canceled" or "panic". Optional.
+	// "invalid", "too_large", "busy", "no_tenant", "canceled" or "panic".
+	// Optional.
 	Refused func(outcome string)
 }
 
@@ -53,31 +60,60 @@ type Pool interface {
 	Decide(ctx context.Context, id tenants.ID, questions []tenants.Question, answer func(i int, a tenants.Answer)) error
 }
 
-const defaultMaxMessageBytes = 64 << 20
+const (
+	defaultMaxMessageBytes = 64 << 20
+	defaultMessageMemory   = 512 << 20
+)
 
 // Server answers checks.
 type Server struct {
-	pool        Pool
+	pool       Pool
+	maxMessage int
+	memory     memory
+	log        *slog.Logger
+	refused    func(string)
+
+	// routing is always replaced, never changed.
+	routing atomic.Pointer[routing]
+}
+
+// routing is what a Server makes of those parts of its Config that can change.
+type routing struct {
 	router      *router
 	descriptors map[string]*Descriptors
-	maxMessage  int
-	log         *slog.Logger
-	refused     func(string)
 }
+
+// memory bounds the messages that are being answered.
+type memory struct {
+	limit int64
+	used  atomic.Int64
+}
+
+// reserve takes n bytes, or returns an error that wraps ErrBusy.
+func (m *memory) reserve(n int64) error {
+	if used := m.used.Add(n); used > m.limit {
+		m.used.Add(-n)
+		return fmt.Errorf("%w: messages of %d bytes are being answered, limit %d", tenants.ErrBusy, used-n, m.limit)
+	}
+	return nil
+}
+
+func (m *memory) release(n int64) { m.used.Add(-n) }
 
 // New returns a Server, or an error that says what in its Config is wrong.
 func New(c Config) (*Server, error) {
-	router, err := newRouter(c.Resolve, c.Default)
-	if err != nil {
+	s := &Server{
+		pool:       c.Pool,
+		maxMessage: c.MaxMessageBytes,
+		memory:     memory{limit: c.MessageMemory},
+		log:        c.Logger,
+		refused:    c.Refused,
+	}
+	if err := s.Reload(c); err != nil {
 		return nil, err
 	}
-	s := &Server{
-		pool:        c.Pool,
-		router:      router,
-		descriptors: c.Descriptors,
-		maxMessage:  c.MaxMessageBytes,
-		log:         c.Logger,
-		refused:     c.Refused,
+	if s.memory.limit <= 0 {
+		s.memory.limit = defaultMessageMemory
 	}
 	if s.maxMessage <= 0 {
 		s.maxMessage = defaultMaxMessageBytes
@@ -89,6 +125,17 @@ func New(c Config) (*Server, error) {
 		s.refused = func(string) {}
 	}
 	return s, nil
+}
+
+// Reload makes the Server find tenants by the Resolve, Default and Descriptors of
+// c. On an error those that it has stay.
+func (s *Server) Reload(c Config) error {
+	router, err := newRouter(c.Resolve, c.Default)
+	if err != nil {
+		return err
+	}
+	s.routing.Store(&routing{router, c.Descriptors})
+	return nil
 }
 
 // Register makes g serve envoy.service.auth.v3.Authorization.
@@ -124,7 +171,9 @@ func serve(server any, stream grpc.ServerStream) (err error) {
 func (s *Server) receiveAndCheck(stream grpc.ServerStream) (resp *authv3.CheckResponse, err error) {
 	defer s.recoverTo(&resp, &err)
 	req := new(authv3.CheckRequest)
-	if err := receive(stream, req, s.maxMessage); err != nil {
+	size, err := receive(stream, req, s.maxMessage, &s.memory)
+	defer s.memory.release(size)
+	if err != nil {
 		return s.refuse(err)
 	}
 	return s.check(stream.Context(), req)
@@ -147,11 +196,12 @@ type check struct {
 }
 
 func (s *Server) check(ctx context.Context, req *authv3.CheckRequest) (*authv3.CheckResponse, error) {
-	id, err := s.router.tenantOf(ctx, req)
+	routing := s.routing.Load()
+	id, err := routing.router.tenantOf(ctx, req)
 	if err != nil {
 		return s.refuse(err)
 	}
-	c := &check{req: req, descriptors: s.descriptors}
+	c := &check{req: req, descriptors: routing.descriptors}
 	http := req.GetAttributes().GetRequest().GetHttp()
 	c.question[0] = tenants.Question{
 		DecisionID: newDecisionID(),
@@ -190,6 +240,8 @@ func (s *Server) refuse(err error) (*authv3.CheckResponse, error) {
 		outcome = "invalid"
 	case errors.Is(err, tenants.ErrTooLarge):
 		outcome = "too_large"
+	case errors.Is(err, tenants.ErrBusy):
+		outcome = "busy"
 	case errors.Is(err, errTenant):
 		outcome = "no_tenant"
 	case errors.Is(err, tenants.ErrPanic):

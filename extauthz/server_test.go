@@ -422,3 +422,63 @@ func BenchmarkCheck(b *testing.B) {
 		}
 	}
 }
+
+// TestMessageMemory: messages that are being answered are bounded together.
+func TestMessageMemory(t *testing.T) {
+	hold, holding := make(chan struct{}), make(chan struct{})
+	pool := poolFunc(func(_ context.Context, id tenants.ID, _ tenants.Question) (tenants.Answer, error) {
+		if id == "slow" {
+			holding <- struct{}{}
+			<-hold
+		}
+		return tenants.Answer{Decision: policy.Decision{Allowed: true}}, nil
+	})
+	s := newSite(t, Config{Pool: pool, MessageMemory: 48 << 10})
+	message := func(id string, size int) []byte {
+		return marshal(t, &authv3.CheckRequest{Attributes: &authv3.AttributeContext{ContextExtensions: map[string]string{
+			"tenant": id, "fill": strings.Repeat("x", size),
+		}}})
+	}
+	done := make(chan *authv3.CheckResponse)
+	go func() { done <- s.send(t, message("slow", 30<<10)) }()
+	<-holding
+	checkDenied(t, s.send(t, message("fast", 30<<10)), "ServiceUnavailable")
+	if got := s.send(t, message("fast", 10<<10)); got.GetStatus().GetCode() != 0 {
+		t.Errorf("one that there is room for: got %v", got)
+	}
+	close(hold)
+	if got := <-done; got.GetStatus().GetCode() != 0 {
+		t.Errorf("the one that took the room: got %v", got)
+	}
+	for range 3 {
+		if got := s.send(t, message("fast", 30<<10)); got.GetStatus().GetCode() != 0 {
+			t.Errorf("after it: got %v", got)
+		}
+	}
+	s.counted(t, "busy")
+	if got := s.memory.used.Load(); got != 0 {
+		t.Errorf("%d bytes stay reserved", got)
+	}
+}
+
+// TestReload: a Server finds tenants another way while it serves.
+func TestReload(t *testing.T) {
+	var asked []tenants.ID
+	s := newSite(t, Config{Pool: poolFunc(func(_ context.Context, id tenants.ID, _ tenants.Question) (tenants.Answer, error) {
+		asked = append(asked, id)
+		return tenants.Answer{}, nil
+	})})
+	message := marshal(t, &authv3.CheckRequest{Attributes: &authv3.AttributeContext{ContextExtensions: map[string]string{"tenant": "a", "team": "b"}}})
+	s.send(t, message)
+	if err := s.Reload(Config{Resolve: []Resolver{{}}}); err == nil {
+		t.Error("a resolver of no kind: got no error")
+	}
+	s.send(t, message)
+	if err := s.Reload(Config{Resolve: []Resolver{{ContextExtension: "team"}}}); err != nil {
+		t.Fatal(err)
+	}
+	s.send(t, message)
+	if want := []tenants.ID{"a", "a", "b"}; !slices.Equal(asked, want) {
+		t.Errorf("asked %v, want %v", asked, want)
+	}
+}
