@@ -27,6 +27,7 @@ type bodyReader struct {
 	http    *authv3.AttributeContext_HttpRequest
 	headers map[string]string
 	path    []string
+	cancel  *policy.Cancel
 
 	descriptorFile string       // of the tenant; empty: gRPC bodies are not read
 	descriptors    *Descriptors // from that file
@@ -51,6 +52,9 @@ func (r *bodyReader) read() (body *ast.Term, truncated bool, err error) {
 		body, truncated, err = r.text(r.multipart)
 	case typeGRPC:
 		body, truncated, err = r.grpc()
+	}
+	if errors.Is(err, policy.ErrCanceled) {
+		return nil, false, policy.ErrCanceled // nobody waits any more; the body is not at fault
 	}
 	return body, truncated, err
 }
@@ -134,7 +138,7 @@ func (r *bodyReader) text(parse func(string) (*ast.Term, error)) (body *ast.Term
 }
 
 func (r *bodyReader) json(text string) (*ast.Term, error) {
-	v, err := policy.ParseJSON(text)
+	v, err := policy.ParseJSON(text, r.cancel)
 	if err != nil {
 		return nil, err
 	}
@@ -187,7 +191,7 @@ func (r *bodyReader) multipart(text string) (*ast.Term, error) {
 		}
 		value := r.terms.of(nil)
 		if isJSON(part.Header.Get("Content-Type")) {
-			if value.Value, err = policy.ParseJSON(content); err != nil {
+			if value.Value, err = policy.ParseJSON(content, r.cancel); err != nil {
 				return nil, err
 			}
 		} else {

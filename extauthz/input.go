@@ -47,7 +47,7 @@ func inputOf(req *authv3.CheckRequest, decisionID string, needs tenants.Needs, d
 	if a := req.GetAttributes(); a != nil || decisionID != "" {
 		items = append(items, item{keyAttributes, t.attributes(a, headers, decisionID)})
 	}
-	r := bodyReader{terms: &t, http: http, headers: headers, path: path}
+	r := bodyReader{terms: &t, http: http, headers: headers, path: path, cancel: needs.Cancel}
 	if needs.WholeBody && r.missing() {
 		return nil, fmt.Errorf("%w: a part of it is missing", tenants.ErrPartialBody)
 	}

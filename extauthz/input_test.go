@@ -595,7 +595,7 @@ func FuzzBody(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		again, err := policy.ParseJSON(text)
+		again, err := policy.ParseJSON(text, nil)
 		if err != nil || again.Compare(parsed) != 0 {
 			t.Fatalf("%v became %v, %v", parsed, again, err)
 		}

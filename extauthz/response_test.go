@@ -153,7 +153,7 @@ func FuzzResponse(f *testing.F) {
 	}
 	pool := newPolicyPool(f, "package envoy.authz\n\nallow := input.decision\n")
 	f.Fuzz(func(t *testing.T, text string, dryRun bool) {
-		v, err := policy.ParseJSON(text)
+		v, err := policy.ParseJSON(text, nil)
 		if err != nil {
 			return
 		}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"sync/atomic"
+	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"google.golang.org/grpc"
@@ -29,6 +30,10 @@ type Config struct {
 
 	// Default is the tenant of a check that names none. Empty: it is refused.
 	Default string
+
+	// Peers say which proxies may name which tenants, by the ID of their
+	// certificates. Empty: all may name all.
+	Peers map[string][]string // :: pattern of an ID → patterns of tenants
 
 	// Descriptors are those that tenants may name in their settings.
 	Descriptors map[string]*Descriptors // :: file name, as in tenants.Needs → what it holds
@@ -127,10 +132,10 @@ func New(c Config) (*Server, error) {
 	return s, nil
 }
 
-// Reload makes the Server find tenants by the Resolve, Default and Descriptors of
-// c. On an error those that it has stay.
+// Reload makes the Server find tenants by the Resolve, Default, Peers and
+// Descriptors of c. On an error those that it has stay.
 func (s *Server) Reload(c Config) error {
-	router, err := newRouter(c.Resolve, c.Default)
+	router, err := newRouter(c.Resolve, c.Default, c.Peers)
 	if err != nil {
 		return err
 	}
@@ -211,6 +216,8 @@ func (s *Server) check(ctx context.Context, req *authv3.CheckRequest) (*authv3.C
 	}
 	decisionID := c.question[0].DecisionID
 
+	ctx, cancel := earlier(ctx, c.question[0].BodyBytes)
+	defer cancel()
 	err = s.pool.Decide(ctx, id, c.question[:], c.take)
 	if err == nil && !c.answered {
 		err = errors.New("no answer")
@@ -222,6 +229,22 @@ func (s *Server) check(ctx context.Context, req *authv3.CheckRequest) (*authv3.C
 		s.log.DebugContext(ctx, "check has no decision", "tenant", id, "decision_id", decisionID, "error", err)
 	}
 	return responseOf(&c.answer, decisionID)
+}
+
+// A proxy's time runs while it sends, and ours only from when the call begins.
+// Of the time that a large message leaves, sendTime is taken for each MiB.
+const (
+	largeMessage = 256 << 10 // bytes
+	sendTime     = 8 * time.Millisecond
+)
+
+// earlier returns ctx with the deadline of a message with a body of that size.
+func earlier(ctx context.Context, size int64) (context.Context, context.CancelFunc) {
+	deadline, ok := ctx.Deadline()
+	if !ok || size < largeMessage {
+		return ctx, func() {}
+	}
+	return context.WithDeadline(ctx, deadline.Add(-time.Duration(size)*sendTime>>20))
 }
 
 // Input makes the input document.

@@ -32,6 +32,10 @@ type Resolver struct {
 	// entry of its map is looked up with the port and then without.
 	Authority *NameMap `yaml:"authority,omitempty"`
 
+	// PeerID maps the ID of the proxy that asks, from its certificate: see
+	// PeerID.
+	PeerID *NameMap `yaml:"peer_id,omitempty"`
+
 	// Host maps the host of the request, in lower case, without port and
 	// trailing dot. A key of its map may be "*." and a suffix: the longest
 	// that fits counts, and an exact key before it.
@@ -104,6 +108,20 @@ func (r Resolver) compile() (resolve, error) {
 			return name, ok, nil
 		})
 	}
+	if r.PeerID != nil {
+		find, err := r.PeerID.exact()
+		if err != nil {
+			return nil, fmt.Errorf("peer_id: %w", err)
+		}
+		kinds = append(kinds, func(ctx context.Context, _ *authv3.CheckRequest) (string, bool, error) {
+			id := peerOf(ctx)
+			if id == "" {
+				return "", false, nil
+			}
+			name, ok := find(id)
+			return name, ok, nil
+		})
+	}
 	if r.Host != nil {
 		find, err := r.Host.host()
 		if err != nil {
@@ -132,7 +150,7 @@ func (r Resolver) compile() (resolve, error) {
 		})
 	}
 	if len(kinds) != 1 {
-		return nil, fmt.Errorf("a resolver wants exactly one of context_extension, route_metadata, authority, host and header, got %d", len(kinds))
+		return nil, fmt.Errorf("a resolver wants exactly one of context_extension, route_metadata, authority, peer_id, host and header, got %d", len(kinds))
 	}
 	return kinds[0], nil
 }
@@ -190,6 +208,20 @@ func (m *NameMap) authority() (func(string) (string, bool), error) {
 		name, ok := names[withoutPort(authority)]
 		return name, ok
 	}, nil
+}
+
+// exact looks a name up as it is.
+func (m *NameMap) exact() (func(string) (string, bool), error) {
+	if m.Pattern != "" || len(m.Map) == 0 {
+		return m.pattern()
+	}
+	names := make(map[string]string, len(m.Map)) // :: name → tenant
+	for from, tenant := range m.Map {
+		if err := addName(names, from, tenant); err != nil {
+			return nil, err
+		}
+	}
+	return func(s string) (string, bool) { name, ok := names[s]; return name, ok }, nil
 }
 
 func (m *NameMap) host() (func(string) (string, bool), error) {
@@ -299,11 +331,12 @@ func hostOf(s string) (string, error) {
 // router finds the tenant of a check.
 type router struct {
 	resolve  []resolve
-	fallback tenants.ID // for a check that names none; empty: refused
+	fallback tenants.ID          // for a check that names none; empty: refused
+	peers    map[string][]string // :: pattern of a proxy's ID → patterns of tenants; empty: all may name all
 }
 
-func newRouter(resolvers []Resolver, fallback string) (*router, error) {
-	r := &router{}
+func newRouter(resolvers []Resolver, fallback string, peers map[string][]string) (*router, error) {
+	r := &router{peers: peers}
 	for i, resolver := range resolvers {
 		resolve, err := resolver.compile()
 		if err != nil {
@@ -321,9 +354,22 @@ func newRouter(resolvers []Resolver, fallback string) (*router, error) {
 	return r, nil
 }
 
-// tenantOf returns the tenant of a check: the first that is named. A name that
-// is not valid is never passed over for the next. Its error wraps errTenant.
+// tenantOf returns the tenant of a check that the proxy that asks may name. Its
+// error wraps errTenant.
 func (r *router) tenantOf(ctx context.Context, req *authv3.CheckRequest) (tenants.ID, error) {
+	id, err := r.named(ctx, req)
+	if err != nil {
+		return "", err
+	}
+	if err := r.permitted(ctx, id); err != nil {
+		return "", err
+	}
+	return id, nil
+}
+
+// named returns the tenant that a check names: the first that is named. A name
+// that is not valid is never passed over for the next.
+func (r *router) named(ctx context.Context, req *authv3.CheckRequest) (tenants.ID, error) {
 	for _, resolve := range r.resolve {
 		name, ok, err := resolve(ctx, req)
 		if err != nil {

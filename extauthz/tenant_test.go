@@ -132,7 +132,7 @@ func TestTenantOf(t *testing.T) {
 		{header, "raw.x-tenant=\xff", ""},
 		{header, "", "-"},
 	} {
-		r, err := newRouter([]Resolver{c.resolver}, "fallback")
+		r, err := newRouter([]Resolver{c.resolver}, "fallback", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -159,7 +159,7 @@ func TestTenantOrder(t *testing.T) {
 		{"c", "tenant=- header.x-tenant=b", ""}, // an invalid name is not passed over
 		{"c", "header.x-tenant=-", ""},
 	} {
-		r, err := newRouter(resolvers, c.fallback)
+		r, err := newRouter(resolvers, c.fallback, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -211,7 +211,7 @@ func FuzzTenantName(f *testing.F) {
 		"host": {Host: &NameMap{Pattern: `(.*)\.example\.com|(.*)`}}, "authority": {Authority: &NameMap{Pattern: `(.*)`}},
 		"hosts": {Host: &NameMap{Map: map[string]string{"*.example.com": "a", "example.com": "b"}}},
 	} {
-		r, err := newRouter([]Resolver{resolver}, "")
+		r, err := newRouter([]Resolver{resolver}, "", nil)
 		if err != nil {
 			f.Fatal(err)
 		}

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"context"
+	"runtime"
 	"slices"
 	"sync/atomic"
 
@@ -49,13 +50,27 @@ func runtimeOf(labels map[string]string) *ast.Term {
 }
 
 // Cancel stops an evaluation. The zero Cancel is ready to use.
-type Cancel struct{ set atomic.Bool }
+type Cancel struct {
+	set   atomic.Bool
+	steps int // counted by the evaluation alone
+}
 
-// Cancel asks the evaluation to stop.
+// yieldSteps is after how many steps an evaluation lets other goroutines run: a
+// fraction of a millisecond. The Go runtime by itself would let it run for ten,
+// and for as long nobody would look at the network on that processor.
+const yieldSteps = 1024
+
+// Cancel asks the evaluation to stop. Any goroutine may call it.
 func (c *Cancel) Cancel() { c.set.Store(true) }
 
-// Cancelled reports whether Cancel was called.
-func (c *Cancel) Cancelled() bool { return c.set.Load() }
+// Cancelled reports whether Cancel was called. It is for the one goroutine that
+// evaluates, which calls it at each step.
+func (c *Cancel) Cancelled() bool {
+	if c.steps++; c.steps%yieldSteps == 0 {
+		runtime.Gosched()
+	}
+	return c.set.Load()
+}
 
 // forbidden are the builtins that reach the network.
 var forbidden = []string{

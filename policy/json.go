@@ -27,8 +27,11 @@ const maxJSONDepth = 10000
 //
 // The value may share memory with a text that is a string. An error names a
 // place in the text and quotes nothing of it.
-func ParseJSON[T string | []byte](text T) (ast.Value, error) {
-	p := jsonParser{text: string(text)}
+//
+// A large text takes long. Where cancel is not nil and set while it is parsed,
+// ParseJSON returns ErrCanceled soon after.
+func ParseJSON[T string | []byte](text T, cancel *Cancel) (ast.Value, error) {
+	p := jsonParser{text: string(text), cancel: cancel}
 	p.space()
 	term, err := p.value()
 	if err != nil {
@@ -44,9 +47,10 @@ func ParseJSON[T string | []byte](text T) (ast.Value, error) {
 // jsonParser reads a text from left to right. Strings of the result are parts
 // of the text where they need no change.
 type jsonParser struct {
-	text  string
-	pos   int
-	depth int
+	text   string
+	pos    int
+	depth  int
+	cancel *Cancel
 
 	// The members and elements read so far of all objects and arrays that are
 	// still open, the innermost last.
@@ -65,6 +69,9 @@ const smallObject = 12
 func (p *jsonParser) value() (*ast.Term, error) {
 	if p.pos >= len(p.text) {
 		return nil, p.errorf("unexpected end")
+	}
+	if p.cancel != nil && p.cancel.Cancelled() {
+		return nil, ErrCanceled
 	}
 	switch c := p.text[p.pos]; c {
 	case '{':

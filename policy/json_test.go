@@ -46,21 +46,21 @@ func TestParseJSONDuplicateKey(t *testing.T) {
 		`{"a":1,"a":2}`, `{"a":1,"\u0061":1}`, `[{"x":{"b":1,"a":1,"b":1}}]`, "{\"\xff\":1,\"\ufffd\":2}",
 		`{"":1,"":1}`, `{"kkk":0` + many.String() + `}`,
 	} {
-		if _, err := policy.ParseJSON(text); !errors.Is(err, policy.ErrDuplicateKey) {
-			t.Errorf("ParseJSON(%.40q) = %v, want ErrDuplicateKey", text, err)
+		if _, err := policy.ParseJSON(text, nil); !errors.Is(err, policy.ErrDuplicateKey) {
+			t.Errorf("ParseJSON(%.40q, nil) = %v, want ErrDuplicateKey", text, err)
 		}
 	}
 	// One key in two objects is no duplicate.
-	if _, err := policy.ParseJSON(`[{"a":1},{"a":{"a":1}}]`); err != nil {
+	if _, err := policy.ParseJSON(`[{"a":1},{"a":{"a":1}}]`, nil); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestParseJSONErrorQuotesNothing(t *testing.T) {
 	for _, text := range []string{`{"secret": tru}`, `{"secret" 1}`, `{"secret":1,"secret":2}`, `"secret\q"`, `[1e999999999secret]`} {
-		_, err := policy.ParseJSON(text)
+		_, err := policy.ParseJSON(text, nil)
 		if err == nil || strings.Contains(err.Error(), "secret") || strings.Contains(err.Error(), "999") {
-			t.Errorf("ParseJSON(%q) = %v", text, err)
+			t.Errorf("ParseJSON(%q, nil) = %v", text, err)
 		}
 	}
 }
@@ -75,8 +75,8 @@ func FuzzParseJSON(f *testing.F) {
 // compareJSON checks that ParseJSON and encoding/json agree about text.
 func compareJSON(t *testing.T, text string) {
 	t.Helper()
-	got, err := policy.ParseJSON(text)
-	fromBytes, errBytes := policy.ParseJSON([]byte(text))
+	got, err := policy.ParseJSON(text, nil)
+	fromBytes, errBytes := policy.ParseJSON([]byte(text), nil)
 	if (err == nil) != (errBytes == nil) || err == nil && got.Compare(fromBytes) != 0 {
 		t.Fatalf("%.80q: string gives %v, %v; bytes give %v, %v", text, got, err, fromBytes, errBytes)
 	}
@@ -118,7 +118,7 @@ func BenchmarkParseJSON(b *testing.B) {
 	b.Run("policy", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, err := policy.ParseJSON(jsonBody); err != nil {
+			if _, err := policy.ParseJSON(jsonBody, nil); err != nil {
 				b.Fatal(err)
 			}
 		}

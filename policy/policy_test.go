@@ -78,7 +78,7 @@ func runScript(t *testing.T, path string) {
 		if !ok {
 			continue
 		}
-		input, err := policy.ParseJSON([]byte(files[name]))
+		input, err := policy.ParseJSON([]byte(files[name]), nil)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -371,7 +371,7 @@ func FuzzDecision(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		v, err := policy.ParseJSON(text)
+		v, err := policy.ParseJSON(text, nil)
 		if err != nil {
 			return
 		}
@@ -394,7 +394,7 @@ func FuzzDecision(f *testing.F) {
 
 func value(t testing.TB, text string) ast.Value {
 	t.Helper()
-	v, err := policy.ParseJSON([]byte(text))
+	v, err := policy.ParseJSON([]byte(text), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

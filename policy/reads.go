@@ -33,7 +33,7 @@ func readsBody(c *ast.Compiler, ref ast.Ref) bool {
 			queue = append(queue, node)
 		}
 	}
-	for _, rule := range c.GetRulesDynamic(ref) {
+	for _, rule := range c.GetRulesDynamicWithOpts(ref, ast.RulesOptions{}) {
 		add(rule)
 	}
 	for len(queue) > 0 {

@@ -13,9 +13,9 @@ import (
 
 // What is left of the caller's own deadline for the way there and back, so that
 // the answer is there before the caller gives up, also from a busy machine: a
-// fifth of the time that there is, at least minMargin, at most maxMargin.
+// third of the time that there is, at least minMargin, at most maxMargin.
 const (
-	marginPart = 5
+	marginPart = 3
 	minMargin  = 5 * time.Millisecond
 	maxMargin  = 100 * time.Millisecond
 )
@@ -206,6 +206,7 @@ func (c *call) begin(i int, q *Question) bool {
 		guard: c.pool.guard, slots: &c.in.slots, policy: c.rev.policy, env: c.in.env, entry: entry,
 		question: q, needs: needs, bytes: min(q.BodyBytes, c.in.limits.BodyBytes), index: i, deadline: deadline, done: c.done,
 	}
+	j.needs.Cancel = &j.cancel
 	if err := c.pool.sched.submit(j); err != nil {
 		c.pool.jobs.Put(j)
 		c.answer(i, q, nil, policy.Decision{}, err, c.pool.guard == nil)

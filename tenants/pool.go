@@ -74,6 +74,10 @@ type Config struct {
 	// that the process may use, at least 8.
 	Workers int
 
+	// Lend gives the Go runtime n processors more than it has by itself, while
+	// n evaluations run long. Optional; without it they delay all else.
+	Lend func(n int)
+
 	// BodyMemory bounds the bodies of all tenants that are being read at once;
 	// default 256 MiB. What is over it is answered with ErrBusy.
 	BodyMemory int64
@@ -166,7 +170,7 @@ func New(cfg Config) *Pool {
 		cpus:    runtime.GOMAXPROCS(0),
 		log:     cfg.Logger,
 		library: newLibrary(runtime.GOMAXPROCS(0)),
-		sched:   newScheduler(cfg.Workers, cfg.BodyMemory, cfg.Logger),
+		sched:   newScheduler(cfg.Workers, cfg.BodyMemory, cfg.Lend, cfg.Logger),
 		loading: map[ID]*instance{},
 		unready: map[ID]bool{},
 		memory:  newMemory(),

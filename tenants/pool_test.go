@@ -127,12 +127,12 @@ func TestSlowLoad(t *testing.T) {
 		if took := time.Since(start); took != 500*time.Millisecond {
 			t.Errorf("got an answer after %s, want 500ms", took)
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+		ctx, cancel := context.WithTimeout(context.Background(), 240*time.Millisecond)
 		defer cancel()
 		start = time.Now()
 		a := authztest.Ask(ctx, s.Pool, "orders", "{}")
 		if took := time.Since(start); took != 160*time.Millisecond || !errors.Is(a.Err, tenants.ErrNotReady) {
-			t.Errorf("caller with 200ms: got error %v after %s, want %v after 160ms", a.Err, took, tenants.ErrNotReady)
+			t.Errorf("caller with 240ms: got error %v after %s, want %v after 160ms", a.Err, took, tenants.ErrNotReady)
 		}
 		release()
 		synctest.Wait()
@@ -1110,4 +1110,49 @@ func TestReloadUnderLoad(t *testing.T) {
 	}
 	close(stop)
 	wg.Wait()
+}
+
+// While evaluations run long, processors are lent; then they are taken back.
+func TestLend(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var lent []int
+		s := newStage(t, tenants.Config{Lend: func(n int) {
+			mu.Lock()
+			defer mu.Unlock()
+			lent = append(lent, n)
+		}}, nil)
+		for range 100 {
+			s.allows("orders") // short ones borrow none
+		}
+		got := func(want ...int) {
+			t.Helper()
+			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
+			if !slices.Equal(lent, want) {
+				t.Errorf("got %v lent, want %v", lent, want)
+			}
+		}
+		got()
+		hold := make(stuck)
+		for i := range 2 {
+			go func() {
+				q := []tenants.Question{{DecisionID: "d", Input: hold}}
+				_ = s.Decide(context.Background(), "orders", q, func(int, tenants.Answer) {})
+			}()
+			time.Sleep(30 * time.Millisecond)
+			got([]int{1, 2}[:i+1]...)
+		}
+		time.Sleep(time.Minute)
+		got(1, 2)
+		close(hold)
+		time.Sleep(500 * time.Millisecond)
+		got(1, 2) // not at once,
+		time.Sleep(time.Second)
+		got(1, 2, 0) // but when it stays calm
+		s.allows("orders")
+		time.Sleep(time.Minute)
+		got(1, 2, 0)
+	})
 }

@@ -51,6 +51,10 @@ type Needs struct {
 	// BodyBytes bounds the body of a request. A larger one is ErrTooLarge.
 	BodyBytes int64
 
+	// Cancel is set when nobody waits for the input any more. What takes long
+	// looks at it, and returns policy.ErrCanceled. Nil: it never is.
+	Cancel *policy.Cancel
+
 	// WholeBody refuses a request, with ErrPartialBody, of whose body a part
 	// is missing, or whose body is not one that can be parsed.
 	WholeBody bool

@@ -20,6 +20,12 @@ const (
 	tenantWaiting = 1000
 	// totalWaiting bounds those of all tenants.
 	totalWaiting = 10_000
+	// longRun is how long an evaluation may run before a processor is lent for
+	// it, and calmTime how long there must be none such before it is taken
+	// back. They are looked at every lendInterval while anything runs.
+	longRun      = 20 * time.Millisecond
+	calmTime     = time.Second
+	lendInterval = 5 * time.Millisecond
 	// extraWorkers bounds the workers that stand in for stuck ones.
 	extraWorkers = 64
 	// lateInRow is after how many evaluations in a row that ran past their
@@ -55,6 +61,11 @@ type scheduler struct {
 	stuck   int       // workers whose caller has left
 	stopped bool
 	running jobList // on a worker
+
+	lend     func(n int)   // gives the runtime n processors more than it has by itself; nil: nobody can
+	watching bool          // the lender looks at what runs
+	watch    chan struct{} // has room for one: the lender is to look
+	quit     chan struct{} // closed on stop
 
 	wg sync.WaitGroup
 }
@@ -100,7 +111,8 @@ type job struct {
 
 	// The scheduler's.
 	state      jobState
-	trial      bool // lets see whether the tenant's quarantine may end
+	begun      time.Time // when a worker took it
+	trial      bool      // lets see whether the tenant's quarantine may end
 	next, prev *job
 }
 
@@ -115,8 +127,11 @@ const (
 	jobDone
 )
 
-func newScheduler(workers int, budget int64, log *slog.Logger) *scheduler {
-	s := &scheduler{log: log, base: workers, budget: budget}
+func newScheduler(workers int, budget int64, lend func(int), log *slog.Logger) *scheduler {
+	s := &scheduler{
+		log: log, base: workers, budget: budget, lend: lend,
+		watch: make(chan struct{}, 1), quit: make(chan struct{}),
+	}
 	s.work.L = &s.mu
 	return s
 }
@@ -128,6 +143,67 @@ func (s *scheduler) start() {
 	for s.workers < s.base {
 		s.hire()
 	}
+	if s.lend != nil {
+		s.wg.Go(s.lender)
+	}
+}
+
+// lender lends the Go runtime a processor for each evaluation that runs long.
+//
+// When evaluations keep all processors busy, nobody looks at the network or at
+// timers for a time slice of ten milliseconds, again and again on the way of one
+// check: answers are late, and a late answer is an error to Envoy. With more
+// processors than evaluations the operating system shares the CPUs, and it lets
+// those run first that have waited.
+func (s *scheduler) lender() {
+	lent := 0
+	defer func() {
+		if lent > 0 {
+			s.lend(0)
+		}
+	}()
+	tick := time.NewTicker(lendInterval)
+	defer tick.Stop()
+	calm := time.Now() // when there last were as many long ones as lent
+	for {
+		long, running := s.long(time.Now().Add(-longRun))
+		if long >= lent {
+			calm = time.Now()
+		}
+		if long > lent || long < lent && time.Since(calm) > calmTime {
+			lent = long
+			s.lend(lent)
+		}
+		wait := tick.C
+		if running == 0 && lent == 0 && s.rest() {
+			wait = nil
+		}
+		select {
+		case <-wait:
+		case <-s.watch:
+		case <-s.quit:
+			return
+		}
+	}
+}
+
+// long counts the evaluations that began before t, up to extraWorkers, and those
+// that run at all.
+func (s *scheduler) long(t time.Time) (long, running int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for j := s.running.first; j != nil && j.begun.Before(t) && long < extraWorkers; j = j.next {
+		long++ // they are in the order in which they began
+	}
+	return long, s.running.len
+}
+
+// rest has the lender woken by the next evaluation, unless one runs already.
+func (s *scheduler) rest() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.watching = s.running.len > 0
+	return !s.watching
 }
 
 // hire starts a worker. s.mu is held.
@@ -142,6 +218,7 @@ func (s *scheduler) hire() {
 func (s *scheduler) stop(wait time.Duration) error {
 	s.mu.Lock()
 	s.stopped = true
+	close(s.quit)
 	for j := s.running.first; j != nil; j = j.next {
 		j.cancel.Cancel()
 	}
@@ -322,8 +399,15 @@ func (s *scheduler) loop(_ *[stackFloor]byte) {
 			return
 		}
 		j := s.run.pop()
-		j.state = jobRunning
+		j.state, j.begun = jobRunning, time.Now()
 		s.running.push(j)
+		if s.lend != nil && !s.watching {
+			s.watching = true
+			select {
+			case s.watch <- struct{}{}:
+			default: // one is on its way
+			}
+		}
 		s.mu.Unlock()
 
 		s.evaluate(j)
