@@ -12,14 +12,19 @@
 //   - Whoever wrote the bundle is not trusted. Every size, count, depth and
 //     wait has a bound (see Limits); a bundle beyond one is refused before OPA
 //     sees it, and OPA's panics are refusals too.
-//   - Nothing in a bundle is executed, nothing in it is written to disk, and
-//     nothing it names is fetched. WebAssembly and delta bundles are refused,
-//     and so is a signed bundle, as there is no key to verify it with.
+//   - Nothing in a bundle is executed, and nothing it names is fetched.
+//     WebAssembly and delta bundles are refused.
+//   - With keys, a bundle is verified before OPA reads it, and one that is not
+//     signed is refused (see ReadVerified). Without keys, a signed bundle is
+//     refused, as there is nothing to verify it with.
 //   - Modules and data mean what they mean to OPA, by the paths that
 //     "opa build -b" gives them: relative to the bundle, with a leading slash.
 //   - Equal content has an equal Digest, whether it came as an archive or as
 //     a folder, and an equal Digest means equal content.
 //   - A Bundle is never changed once it has been returned.
+//
+// A Store keeps bundles on disk as they were supplied, for a start while their
+// sources are away. What it gives back has been read, and verified, anew.
 package bundles
 
 import (
@@ -51,12 +56,17 @@ type Bundle struct {
 	ETag string
 	// Digest is the SHA-256 of the content: equal digests, equal content,
 	// whatever the archive or directory it came in. The content is the files
-	// that OPA reads, with their paths; other files do not count.
+	// that OPA reads, with their paths; other files do not count, nor does a
+	// signature: who signed a content does not change what it says, and each
+	// Bundle has passed the verification of its own source.
 	Digest [32]byte
 	// Size is its size as supplied, Expanded that of its files, in bytes.
 	Size, Expanded int64
 	// Bundle is the content as OPA reads it. It must not be changed.
 	Bundle *bundle.Bundle
+	// Archive is the bundle as it was supplied, for a Store. Nil unless it was
+	// asked for (see HTTPConfig).
+	Archive []byte
 }
 
 // Errors that a Source returns, most of them wrapped.

@@ -28,13 +28,14 @@ import (
 // the limits while it does: enter each entry, then reserve and add each file,
 // then make the bundle. It is not safe for concurrent use.
 type content struct {
-	limits   Limits // with defaults
+	limits   Limits                     // with defaults
+	verify   *bundle.VerificationConfig // nil: the bundle may not be signed
 	entries  int
 	expanded int64
 	rego     int64           // bytes of Rego reserved
 	yaml     int64           // bytes of YAML reserved
 	seen     map[string]bool // :: path → is a directory
-	files    []file          // those that OPA reads
+	files    []file          // those that OPA reads; to be verified, all
 }
 
 type file struct {
@@ -43,8 +44,8 @@ type file struct {
 	data []byte
 }
 
-func newContent(limits Limits) *content {
-	return &content{limits: limits, seen: make(map[string]bool)}
+func newContent(limits Limits, verify *bundle.VerificationConfig) *content {
+	return &content{limits: limits, verify: verify, seen: make(map[string]bool)}
 }
 
 // enter counts an entry and returns its path, which starts with a slash. Only
@@ -113,7 +114,8 @@ func pathOf(name string, dir bool) (string, error) {
 }
 
 // reserve checks the size of a file before it is read, and reports whether it
-// is to be read at all: files that mean nothing to OPA only count.
+// is to be read at all: files that mean nothing to OPA only count, unless they
+// are to be verified.
 func (c *content) reserve(p string, size int64) (bool, error) {
 	if size < 0 || size > c.limits.Expanded-c.expanded {
 		return false, refuse("its files are larger than %s together", bytesText(c.limits.Expanded))
@@ -138,7 +140,7 @@ func (c *content) reserve(p string, size int64) (bool, error) {
 			return false, refuse("%q is larger than %s", p, bytesText(maxManifest))
 		}
 	case kindNone:
-		return false, nil
+		return c.verify != nil, nil
 	}
 	return true, nil
 }
@@ -195,6 +197,15 @@ func (c *content) bundle(name string, size int64) (*Bundle, error) {
 	slices.SortFunc(c.files, func(a, b file) int { return cmp.Compare(a.path, b.path) })
 	if err := c.check(); err != nil {
 		return nil, err
+	}
+	if c.verify != nil {
+		if err := c.verifyFiles(); err != nil {
+			return nil, refuseLong(err)
+		}
+		c.files = slices.DeleteFunc(c.files, func(f file) bool { return f.kind == kindNone || f.kind == kindSignatures })
+		if len(c.files) == 0 {
+			return nil, refuse("it has no policy and no data")
+		}
 	}
 	digest := c.digest()
 	b, err := c.read(name)

@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"time"
 	"unicode"
+
+	"github.com/open-policy-agent/opa/v1/bundle"
 )
 
 const (
@@ -51,6 +53,7 @@ const (
 type Dir struct {
 	root   string
 	limits Limits
+	verify *bundle.VerificationConfig // nil: no bundle may be signed
 }
 
 var _ Source = (*Dir)(nil)
@@ -71,6 +74,15 @@ func NewDir(root string, limits Limits) (*Dir, error) {
 		return nil, fmt.Errorf("bundle directory %q: not a directory", root)
 	}
 	return &Dir{root: abs, limits: limits.orDefault()}, nil
+}
+
+// Verified returns a source of the same directory that verifies each bundle as
+// ReadVerified does: the signatures file is /.signatures.json of a folder or
+// archive. With nil, no bundle may be signed.
+func (d *Dir) Verified(verify *bundle.VerificationConfig) *Dir {
+	own := *d
+	own.verify = usable(verify)
+	return &own
 }
 
 // Names returns the names of the bundles there are, sorted: the folders, and
@@ -185,7 +197,7 @@ func (d *Dir) try(ctx context.Context, name, etag string) (*Bundle, error) {
 		return nil, ErrNotFound
 	}
 
-	before, err := w.scan(ctx, d.limits)
+	before, err := w.scan(ctx, d)
 	if err != nil {
 		return nil, gone(err)
 	}
@@ -209,7 +221,7 @@ func (d *Dir) try(ctx context.Context, name, etag string) (*Bundle, error) {
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
-	after, scanErr := w.scan(ctx, d.limits)
+	after, scanErr := w.scan(ctx, d)
 	if scanErr != nil {
 		return nil, gone(scanErr)
 	}
@@ -246,8 +258,8 @@ type found struct {
 
 // scan visits the files, checks what can be checked of them unread, and
 // fingerprints them.
-func (w *walk) scan(ctx context.Context, limits Limits) (*state, error) {
-	s := &state{content: newContent(limits)}
+func (w *walk) scan(ctx context.Context, d *Dir) (*state, error) {
+	s := &state{content: newContent(d.limits, d.verify)}
 	if w.archive != "" {
 		info, err := stat(w.root, w.archive)
 		if err != nil {
@@ -339,7 +351,7 @@ func (w *walk) read(ctx context.Context, name string, s *state) (*Bundle, error)
 			return nil, err
 		}
 		defer f.Close()
-		return Read(untilDone{ctx, f}, name, s.content.limits)
+		return read(untilDone{ctx, f}, name, s.content.limits, s.content.verify)
 	}
 	for _, f := range s.files {
 		if !f.keep {

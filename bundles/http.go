@@ -1,7 +1,9 @@
 package bundles
 
 import (
+	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -13,12 +15,15 @@ import (
 	"sync"
 	"time"
 	"unicode"
+
+	"github.com/open-policy-agent/opa/v1/bundle"
 )
 
 const (
 	maxETag       = 1024 // bytes; a longer one is treated as none
 	maxRedirects  = 10
 	maxRetryAfter = 10 * time.Minute
+	maxErrorPage  = 4 << 10 // bytes that are read of one
 )
 
 // HTTPConfig says how bundles are asked for over HTTP.
@@ -39,14 +44,26 @@ type HTTPConfig struct {
 	Authorize func(*http.Request) error
 
 	// Client sends the requests; its CheckRedirect is replaced. Optional: by
-	// default all sources share a client that has bounds on dialling (5 s),
-	// on the TLS handshake (5 s), on the wait for response headers (15 s), on
-	// their size (64 KiB) and on idle connections (100, 16 to a host, 90 s),
-	// and that has no cookies and takes no proxy from the environment.
+	// default all sources share a client with the transport that NewTransport
+	// makes, and without cookies.
 	Client *http.Client
+
+	// S3 says that the service speaks the protocol of Amazon S3. Then a URL is
+	// written as S3 wants it signed, an error names the code that S3 gave, and
+	// status 403 with AccessDenied, or with nothing, is ErrNotFound: so S3
+	// answers for a missing key to whom may not list the bucket. A 403 with
+	// another code, such as InvalidAccessKeyId, is a StatusError.
+	S3 bool
 
 	// Limits bound what is read.
 	Limits Limits
+
+	// Verify says with which keys bundles are verified, as ReadVerified does.
+	// Optional: without it, no bundle may be signed.
+	Verify *bundle.VerificationConfig
+
+	// KeepArchive gives each Bundle its Archive.
+	KeepArchive bool
 
 	// Timeout bounds one Fetch as a whole, the body included. Default 30 s.
 	Timeout time.Duration
@@ -72,6 +89,8 @@ var _ Source = (*HTTP)(nil)
 // errors that Fetch wraps.
 type StatusError struct {
 	Code int
+	// Reason is what S3 calls the error, such as SlowDown; empty elsewhere.
+	Reason string
 	// RetryAfter is how long the service asks to be left alone, at most ten
 	// minutes; zero if it does not.
 	RetryAfter time.Duration
@@ -82,6 +101,9 @@ func (e *StatusError) Error() string {
 	if name := http.StatusText(e.Code); name != "" {
 		text += " " + name
 	}
+	if e.Reason != "" {
+		text += " (" + e.Reason + ")"
+	}
 	return text
 }
 
@@ -89,6 +111,7 @@ func (e *StatusError) Error() string {
 // cannot be used is reported by Fetch.
 func NewHTTP(config HTTPConfig) *HTTP {
 	config.Limits = config.Limits.orDefault()
+	config.Verify = usable(config.Verify)
 	config.Header = config.Header.Clone()
 	if config.Timeout <= 0 {
 		config.Timeout = 30 * time.Second
@@ -109,21 +132,41 @@ func NewHTTP(config HTTPConfig) *HTTP {
 
 // defaultClient is shared: its bounds hold for the process.
 var defaultClient = sync.OnceValue(func() *http.Client {
-	return &http.Client{Transport: &http.Transport{
+	return &http.Client{Transport: NewTransport(nil, 0)}
+})
+
+// NewTransport returns a transport that has bounds on dialling (5 s), on the
+// TLS handshake (5 s), on the wait for response headers, on their size (64 KiB)
+// and on idle connections (100, 16 to a host, 90 s), and that takes no proxy
+// from the environment. A nil config is Go's default; a wait that is not
+// positive is 15 s.
+func NewTransport(config *tls.Config, headerWait time.Duration) *http.Transport {
+	if headerWait <= 0 {
+		headerWait = 15 * time.Second
+	}
+	return &http.Transport{
+		TLSClientConfig:        config,
 		DialContext:            (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
 		TLSHandshakeTimeout:    5 * time.Second,
-		ResponseHeaderTimeout:  15 * time.Second,
+		ResponseHeaderTimeout:  headerWait,
 		MaxResponseHeaderBytes: 64 << 10,
 		MaxIdleConns:           100,
 		MaxIdleConnsPerHost:    16,
 		IdleConnTimeout:        90 * time.Second,
 		DisableCompression:     true,
 		ForceAttemptHTTP2:      true,
-	}}
-})
+	}
+}
 
-// Fetch implements Source. It returns ErrNotFound for status 404 alone; for
-// another status that is neither 200 nor 304 the error wraps a *StatusError.
+// Read reads an archive as Fetch would: within the same limits, verified with
+// the same keys. The ETag is left empty.
+func (h *HTTP) Read(r io.Reader, name string) (*Bundle, error) {
+	return read(r, name, h.config.Limits, h.config.Verify)
+}
+
+// Fetch implements Source. It returns ErrNotFound for status 404, and for one
+// meaning of 403 where the service is S3; for another status that is neither
+// 200 nor 304 the error wraps a *StatusError.
 func (h *HTTP) Fetch(ctx context.Context, name, etag string) (*Bundle, error) {
 	b, err := h.fetch(ctx, name, etag)
 	if err != nil && err != ErrNotModified {
@@ -178,10 +221,16 @@ func (h *HTTP) get(ctx context.Context, u *url.URL, name, etag string) (*Bundle,
 	}
 	defer resp.Body.Close()
 
-	if n := resp.ContentLength; resp.StatusCode != http.StatusOK && n > 0 && n <= 4<<10 {
+	reason := ""
+	if n := resp.ContentLength; h.config.S3 && resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusNotModified {
+		if reason, err = s3Reason(resp.Body); err != nil {
+			return nil, fmt.Errorf("reading the answer with status %d: %w", resp.StatusCode, err)
+		}
+	} else if resp.StatusCode != http.StatusOK && n > 0 && n <= maxErrorPage {
 		// Read a short error page, so that the connection can be used again.
 		io.Copy(io.Discard, resp.Body)
 	}
+	status := &StatusError{Code: resp.StatusCode, Reason: reason, RetryAfter: retryAfter(resp.Header.Get("Retry-After"))}
 	switch resp.StatusCode {
 	case http.StatusOK:
 	case http.StatusNotModified:
@@ -191,13 +240,23 @@ func (h *HTTP) get(ctx context.Context, u *url.URL, name, etag string) (*Bundle,
 		return nil, ErrNotModified
 	case http.StatusNotFound:
 		return nil, ErrNotFound
+	case http.StatusForbidden:
+		if h.config.S3 && (reason == "" || reason == s3AccessDenied) {
+			return nil, fmt.Errorf("%w, or no permission to read it: %w", ErrNotFound, status)
+		}
+		return nil, status
 	default:
-		return nil, &StatusError{Code: resp.StatusCode, RetryAfter: retryAfter(resp.Header.Get("Retry-After"))}
+		return nil, status
 	}
 	if limit := h.config.Limits.Bytes; resp.ContentLength > limit {
 		return nil, refuse("archive is %d bytes compressed, limit %s", resp.ContentLength, bytesText(limit))
 	}
-	b, err := Read(resp.Body, name, h.config.Limits)
+	var body io.Reader = resp.Body
+	var archive bytes.Buffer // within the limits, as no more is read
+	if h.config.KeepArchive {
+		body = io.TeeReader(body, &archive)
+	}
+	b, err := h.Read(body, name)
 	if err == io.ErrUnexpectedEOF {
 		return nil, fmt.Errorf("the connection ended before the body: %w", err)
 	}
@@ -206,6 +265,9 @@ func (h *HTTP) get(ctx context.Context, u *url.URL, name, etag string) (*Bundle,
 	}
 	if e := resp.Header.Get("ETag"); len(e) <= maxETag {
 		b.ETag = e
+	}
+	if h.config.KeepArchive {
+		b.Archive = archive.Bytes()
 	}
 	return b, nil
 }
@@ -235,6 +297,9 @@ func (h *HTTP) redirect(req *http.Request, via []*http.Request) error {
 	if same {
 		req.Header.Del("Referer")
 		req.URL.User = via[0].URL.User
+		if h.config.S3 {
+			s3Escape(req.URL)
+		}
 		if h.config.Authorize != nil {
 			if err := h.config.Authorize(req); err != nil {
 				return fmt.Errorf("authorizing the request: %w", err)
@@ -287,6 +352,9 @@ func (h *HTTP) url(name string) (*url.URL, error) {
 		base.RawQuery = query
 	case query != "":
 		base.RawQuery += "&" + query
+	}
+	if h.config.S3 {
+		s3Escape(base)
 	}
 	return base, nil
 }

@@ -8,6 +8,8 @@ import (
 	"errors"
 	"io"
 	"strings"
+
+	"github.com/open-policy-agent/opa/v1/bundle"
 )
 
 // Read reads a bundle from a gzipped tar archive, whole and within the limits,
@@ -24,16 +26,23 @@ import (
 //
 // Memory is taken as bytes arrive, never because a header promises them.
 //
+// It may not be signed: there is no key to verify it with.
+//
 // An error of r, other than io.EOF, is returned as it is. Every other error
 // wraps ErrRefused.
 func Read(r io.Reader, name string, limits Limits) (*Bundle, error) {
-	limits = limits.orDefault()
+	return read(r, name, limits.orDefault(), nil)
+}
+
+// read is Read with limits that have defaults, and ReadVerified with keys that
+// usable has chosen.
+func read(r io.Reader, name string, limits Limits, verify *bundle.VerificationConfig) (*Bundle, error) {
 	in := &supplied{r: r, left: limits.Bytes}
 	// What the archive adds to its files: per entry a header, padding, and
 	// perhaps another header for a long name; then the padding of the end.
 	overhead := int64(limits.Files)*(4<<10) + 1<<20
 	out := &unpacked{left: overhead}
-	c := newContent(limits)
+	c := newContent(limits, verify)
 	err := unpack(in, out, c)
 	switch {
 	case in.err != nil:
