@@ -11,12 +11,16 @@
 // lose data, and that is not supported, is a fault that names it. One that has
 // no meaning for a tenant is a note.
 //
+// Where keys are configured that can verify, every bundle must be signed with
+// one of them, also a bundle whose signing is not configured.
+//
 // A tenant's name is the only value that comes from outside. It is a value in
 // the templates, never part of one.
 package control
 
 import (
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -46,9 +50,14 @@ type Bundle struct {
 	Resource string // its name at the source
 	Source   bundles.Source
 
-	// Service identifies the source: bundles of equal Service and Resource
-	// are the same.
+	// Service identifies the source and with which keys it verifies: bundles
+	// of equal Service and Resource are the same. It says nothing of secrets.
 	Service string
+
+	// Read reads the bundle's archive as Source would: within its limits,
+	// verified with its keys. Nil for a bundle of a directory, of which no
+	// archive is kept.
+	Read func(io.Reader) (*bundles.Bundle, error)
 
 	MinDelay, MaxDelay time.Duration // between two polls
 }
@@ -61,6 +70,10 @@ type Options struct {
 
 	// Limits bound each bundle.
 	Limits bundles.Limits
+
+	// KeepArchive has services supply bundles with their Archive, as somebody
+	// keeps them on disk.
+	KeepArchive bool
 }
 
 // Fault is one thing that is wrong with a configuration.
@@ -123,7 +136,7 @@ func (t *Template) Tenant(name string) (*Tenant, error) {
 func (t *Template) read(name string) (*Tenant, []Fault, error) {
 	r := &reader{opts: t.opts}
 	expanded := r.expand("", t.block, map[string]string{"tenant": name, "bundlename": name})
-	tenant := &Tenant{Entry: defaultEntry}
+	tenant := &Tenant{Entry: DefaultEntry}
 	if len(r.faults) == 0 {
 		r.tenant(r.object("", expanded.(map[string]any)), tenant, name)
 	}
@@ -176,7 +189,8 @@ func tail(err error) string {
 	return strings.TrimPrefix(s, "template: ")
 }
 
-const defaultEntry = "envoy/authz/allow"
+// DefaultEntry is the entry point of a tenant that names none.
+const DefaultEntry = "envoy/authz/allow"
 
 func (r *reader) tenant(o object, t *Tenant, name string) {
 	for _, key := range []string{"server", "storage", "persistence_directory", "default_decision",
@@ -190,7 +204,6 @@ func (r *reader) tenant(o object, t *Tenant, name string) {
 		"decision_logs": "decision logs",
 		"decision_log":  "decision logs",
 		"status":        "status reports",
-		"keys":          "bundle signatures",
 		"bundle":        "the deprecated single bundle; use bundles",
 	} {
 		if o.has(key) {
@@ -198,16 +211,23 @@ func (r *reader) tenant(o object, t *Tenant, name string) {
 		}
 	}
 	t.Labels = o.strings("labels")
+	r.keys = r.readKeys(o.object("keys"))
 	services := r.services(o)
+	r.noteKeys(o.at("keys"))
 	if r.opts.Dir != nil {
 		if o.has("bundles") {
 			r.fault(o.at("bundles"), "must be absent: bundles come from the directory")
 		}
 		o.value("bundles")
-		t.Bundles = []Bundle{{
+		bundle := Bundle{
 			Name: DirBundle, Resource: name, Source: r.opts.Dir, Service: "dir",
 			MinDelay: dirMinDelay, MaxDelay: dirMaxDelay,
-		}}
+		}
+		if verify := r.verification("", "", nil); verify != nil {
+			bundle.Source = r.opts.Dir.Verified(verify)
+			bundle.Service = identity("dir", verify)
+		}
+		t.Bundles = []Bundle{bundle}
 	} else {
 		r.bundles(o, services, t)
 	}
@@ -246,18 +266,23 @@ func (r *reader) bundles(o object, services map[string]service, t *Tenant) {
 		s, ok := services[serviceName]
 		switch {
 		case ok:
-			bundle.Source, bundle.Service = s.source, s.identity
+			config := s.config
+			bundle.Service = s.identity
+			if config.Verify = r.signing(b); config.Verify != nil {
+				bundle.Service = identity(s.identity, config.Verify)
+			}
+			source := bundles.NewHTTP(config)
+			bundle.Source = source
+			bundle.Read = func(archive io.Reader) (*bundles.Bundle, error) { return source.Read(archive, bundle.Resource) }
 		case serviceName == "":
 			r.fault(b.at("service"), "is missing")
 		default:
 			r.fault(b.at("service"), "no service %q", serviceName)
 		}
 		r.polling(b, &bundle)
-		if b.has("signing") {
-			r.fault(b.at("signing"), "not supported: bundle signatures")
-		}
-		if b.bool("persist") {
-			r.fault(b.at("persist"), "not supported: bundles on disk")
+		b.value("signing")
+		if b.bool("persist") && !r.opts.KeepArchive {
+			r.fault(b.at("persist"), "bundles are kept on disk where the operator sets persist.directory")
 		}
 		if b.has("size_limit_bytes") {
 			r.note(b.at("size_limit_bytes"), "has no effect here: tenants.limits bounds bundles")
@@ -308,7 +333,7 @@ func (r *reader) plugins(o object, t *Tenant) {
 		if p.has("query") {
 			r.fault(p.at("query"), "not supported: use path")
 		}
-		t.Entry = r.entry(p.at("path"), p.string("path", defaultEntry))
+		t.Entry = r.entry(p.at("path"), p.string("path", DefaultEntry))
 		for i, path := range p.list("paths") {
 			t.Entries = append(t.Entries, r.entry(fmt.Sprintf("%s[%d]", p.at("paths"), i), path))
 		}

@@ -123,13 +123,17 @@ status: {}
 `, []string{
 			`services.s.url: "ftp://x" is not an http or https URL`, `services.s.flavour: unknown or unsupported key`,
 			`bundles.b.service: no service "u"`, `bundles.b.trigger: not supported: "manual"`,
-			`bundles.b.persist: not supported`, `bundles.b.signing: not supported`,
-			`decision_logs: not supported`, `keys: not supported`, `discovery: not supported`, `status: not supported`,
+			`bundles.b.persist: bundles are kept on disk where`, `keys.k.key: is not PEM`,
+			`decision_logs: not supported`, `discovery: not supported`, `status: not supported`,
 		}},
-		{"credentials", `
-services: {s: {url: "https://example.com", credentials: {s3_signing: {environment_credentials: {}}}}}
+		{"secrets in URLs", `
+services: {s: {url: "ftp://u:secret1@x/?secret2"}, t: {url: "http://u:secret3@x%"}}
+bundles: {b: {service: s}}
+`, []string{`services.s.url: "ftp://u:xxxxx@x/" is not an http`, `services.t.url: is not a URL`}},
+		{"response_header_timeout_seconds", `
+services: {s: {url: "https://example.com", response_header_timeout_seconds: 0}}
 bundles: {b: {}}
-`, []string{`services.s.credentials.s3_signing: unknown or unsupported key`}},
+`, []string{`services.s.response_header_timeout_seconds: is not more than 0`}},
 		{"bearer", `
 services: {s: {url: "https://example.com", credentials: {bearer: {token: a, token_path: b}}}}
 bundles: {b: {}}
@@ -165,6 +169,9 @@ plugins: {envoy_ext_authz_grpc: {dry-run: "yes", paths: x}}
 				if !strings.Contains(text, want) {
 					t.Errorf("got %s\nwant %q in it", text, want)
 				}
+			}
+			if strings.Contains(text, "secret") {
+				t.Errorf("got %s\nwith a secret in it", text)
 			}
 		})
 	}

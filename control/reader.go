@@ -5,13 +5,17 @@ import (
 	"maps"
 	"slices"
 	"time"
+
+	"github.com/open-policy-agent/opa/v1/keys"
 )
 
 // reader collects what is wrong with a configuration while it is read.
 type reader struct {
-	opts   Options
-	faults Faults
-	notes  []Fault
+	opts    Options
+	faults  Faults
+	notes   []Fault
+	keys    map[string]*keys.Config // :: id → key
+	signers map[string]bool         // :: id → a service signs with its private key
 }
 
 func (r *reader) fault(path, format string, args ...any) {

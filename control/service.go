@@ -1,8 +1,6 @@
 package control
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"maps"
 	"net/http"
@@ -10,14 +8,15 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/gatehouse-authz/gatehouse/bundles"
 )
 
 // service is one HTTP service of a configuration.
 type service struct {
-	source   bundles.Source
-	identity string // differs where the source would answer differently
+	config   bundles.HTTPConfig
+	identity string // differs where it would answer differently
 }
 
 // services reads the services, which stand in a map by name, or in a list with
@@ -54,64 +53,71 @@ func (r *reader) services(o object) map[string]service {
 
 func (r *reader) service(o object) service {
 	base := o.string("url", "")
-	if u, err := url.Parse(base); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		r.fault(o.at("url"), "%q is not an http or https URL", base)
+	u, err := url.Parse(base)
+	switch {
+	case err != nil: // its text may have a password in it
+		r.fault(o.at("url"), "is not a URL")
+		u = &url.URL{}
+	case u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
+		u.RawQuery = ""
+		r.fault(o.at("url"), "%q is not an http or https URL", u.Redacted())
 	}
 	o.string("name", "")
 	if t := o.string("type", ""); t != "" {
 		r.fault(o.at("type"), "not supported: %q", t)
 	}
-	for _, key := range []string{"tls", "allow_insecure_tls"} {
-		if o.has(key) {
-			r.fault(o.at(key), "not supported")
-		}
-	}
-	if o.has("response_header_timeout_seconds") {
-		r.note(o.at("response_header_timeout_seconds"), "has no effect here: the wait is 15 s")
-	}
 	header := http.Header{}
 	for name, value := range o.strings("headers") {
 		header.Set(name, value)
 	}
-	authorize, credentials := r.credentials(o.object("credentials"))
+	wait := o.seconds("response_header_timeout_seconds", defaultHeaderWait)
+	if wait <= 0 {
+		r.fault(o.at("response_header_timeout_seconds"), "is not more than 0")
+	}
+	c := r.credentials(o, u, wait)
 	o.end()
 
-	h := sha256.New()
-	fmt.Fprintf(h, "%q %q %+v", base, credentials, r.opts.Limits)
-	for _, name := range slices.Sorted(maps.Keys(header)) {
-		fmt.Fprintf(h, " %q:%q", name, header[name])
-	}
+	parts := maps.Clone(o.m)
+	delete(parts, "name")
 	return service{
-		source: bundles.NewHTTP(bundles.HTTPConfig{
-			URL:       base,
-			Header:    header,
-			Authorize: authorize,
-			Limits:    r.opts.Limits,
-		}),
-		identity: hex.EncodeToString(h.Sum(nil)),
+		config: bundles.HTTPConfig{
+			URL:         base,
+			Header:      header,
+			Authorize:   c.authorize,
+			Client:      c.client,
+			S3:          c.s3,
+			Limits:      r.opts.Limits,
+			KeepArchive: r.opts.KeepArchive,
+		},
+		identity: identity(parts, c.signer, r.opts.Limits),
 	}
+}
+
+// defaultHeaderWait is that of bundles.
+const defaultHeaderWait = 15 * time.Second
+
+// credentials are how requests to a service are sent and authorized.
+type credentials struct {
+	client    *http.Client              // nil: the one that bundles shares
+	authorize func(*http.Request) error // nil: not at all
+	s3        bool
+	signer    string // the private key, of those in keys, that it signs with
 }
 
 // maxToken bounds a token that is read from a file.
 const maxToken = 64 << 10
 
-// credentials reads how requests to a service are authorized, and what sets
-// these credentials apart from others.
-func (r *reader) credentials(o object) (authorize func(*http.Request) error, identity string) {
-	bearer := o.object("bearer")
+// bearer reads a token, or where to read it each time.
+func (r *reader) bearer(o object) func(*http.Request) error {
+	scheme := o.string("scheme", "Bearer")
+	token := o.string("token", "")
+	path := o.string("token_path", "")
 	o.end()
-	if bearer.m == nil {
-		return nil, ""
-	}
-	scheme := bearer.string("scheme", "Bearer")
-	token := bearer.string("token", "")
-	path := bearer.string("token_path", "")
-	bearer.end()
 	switch {
 	case token != "" && path != "":
-		r.fault(bearer.path, "token and token_path exclude each other")
+		r.fault(o.path, "token and token_path exclude each other")
 	case token == "" && path == "":
-		r.fault(bearer.path, "token or token_path is needed")
+		r.fault(o.path, "token or token_path is needed")
 	}
 	return func(req *http.Request) error {
 		token := token
@@ -120,8 +126,8 @@ func (r *reader) credentials(o object) (authorize func(*http.Request) error, ide
 			if err != nil {
 				return fmt.Errorf("reading token: %w", err)
 			}
-			if info.Size() > maxToken {
-				return fmt.Errorf("token file %q has %d bytes, limit %d", path, info.Size(), maxToken)
+			if !info.Mode().IsRegular() || info.Size() > maxToken {
+				return fmt.Errorf("token file %q is no regular file of at most %d bytes", path, maxToken)
 			}
 			b, err := os.ReadFile(path)
 			if err != nil {
@@ -131,5 +137,5 @@ func (r *reader) credentials(o object) (authorize func(*http.Request) error, ide
 		}
 		req.Header.Set("Authorization", scheme+" "+token)
 		return nil
-	}, scheme + "\x00" + token + "\x00" + path
+	}
 }
