@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -22,9 +24,10 @@ import (
 //	GET /metrics            Prometheus
 //	GET /tenants            all tenants that are known
 //	GET /tenants/{tenant}   one of them
+//	POST /tenants/{tenant}/refresh   ask its sources now; answers when done
 //
-// The last two name tenants and why they fail, and answer only where the
-// listener is reached from this machine alone.
+// The last three name tenants, say why they fail and cause work, and answer only
+// where the listener is reached from this machine alone.
 func newAdmin(pool *tenants.Pool, ready *readiness, gatherer prometheus.Gatherer, local bool, log *slog.Logger) *http.Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
@@ -64,6 +67,23 @@ func newAdmin(pool *tenants.Pool, ready *readiness, gatherer prometheus.Gatherer
 			}
 			writeJSON(w, http.StatusOK, status)
 		})
+		mux.HandleFunc("POST /tenants/{tenant}/refresh", func(w http.ResponseWriter, r *http.Request) {
+			id, err := tenants.ParseID(r.PathValue("tenant"))
+			if err != nil {
+				writeJSON(w, http.StatusBadRequest, map[string]string{"error": err.Error()})
+				return
+			}
+			ctx, cancel := context.WithTimeout(r.Context(), refreshTime)
+			defer cancel()
+			code := http.StatusOK
+			if err := pool.Refresh(ctx, id); errors.Is(err, tenants.ErrUnknown) {
+				code = http.StatusNotFound
+			} else if err != nil {
+				code = http.StatusBadGateway // its source, or what it gave
+			}
+			status, _ := pool.Tenant(id)
+			writeJSON(w, code, status)
+		})
 	}
 	return &http.Server{
 		Handler:           mux,
@@ -75,6 +95,9 @@ func newAdmin(pool *tenants.Pool, ready *readiness, gatherer prometheus.Gatherer
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 }
+
+// refreshTime bounds the wait for a refresh, which goes on without it.
+const refreshTime = 25 * time.Second
 
 func writeJSON(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")

@@ -22,6 +22,9 @@ type Config struct {
 	// Admin is where operators look: /healthz, /readyz, /metrics, /tenants.
 	Admin Admin `yaml:"admin"`
 
+	// Drain says how the server stops.
+	Drain Drain `yaml:"drain"`
+
 	// Tenants says who the tenants are and what each may use.
 	Tenants Tenants `yaml:"tenants"`
 
@@ -34,13 +37,19 @@ type Config struct {
 	// that are a tenant's, and opa, merged over those of all.
 	Overrides map[string]yaml.Node `yaml:"overrides"`
 
+	// OverridesDir is a folder with overrides in files of their own, one
+	// NAME.yaml for each tenant. A tenant may stand there or in overrides, not
+	// in both. Default "": none.
+	OverridesDir string `yaml:"overrides_dir"`
+
+	// Guard is the operator's own policy, which must allow too.
+	Guard Guard `yaml:"guard"`
+
 	// The following are of parts that this version does not have. They may
 	// stand in the file as long as they ask for nothing.
-	OverridesDir string    `yaml:"overrides_dir"` // "" only
-	Persist      Persist   `yaml:"persist"`       // directory: "" only
-	Guard        Guard     `yaml:"guard"`         // bundle: "" only
-	Redact       string    `yaml:"redact"`        // default or none; there is no log to redact
-	Telemetry    Telemetry `yaml:"telemetry"`     // otlp.endpoint: "" only
+	Persist   Persist   `yaml:"persist"`   // directory: "" only
+	Redact    string    `yaml:"redact"`    // default or none; there is no log to redact
+	Telemetry Telemetry `yaml:"telemetry"` // otlp.endpoint: "" only
 }
 
 // GRPC configures the listener for Envoy.
@@ -55,6 +64,27 @@ type GRPC struct {
 
 	// Reflection offers gRPC reflection. Default false.
 	Reflection bool `yaml:"reflection"`
+
+	// TLS secures the listener. Default: it is plain.
+	TLS TLS `yaml:"tls"`
+
+	// SocketMode is the mode of a socket's file, like "0660", its default.
+	SocketMode string `yaml:"socket_mode"`
+
+	// MaxConnectionAge is how long a connection lives, give or take a tenth,
+	// so that proxies spread over replicas that are new. What was begun on it
+	// ends first. Default 1h.
+	MaxConnectionAge Duration `yaml:"max_connection_age"`
+}
+
+// Drain says how the server stops.
+type Drain struct {
+	// Delay is how long it goes on as before after it has said that it is not
+	// ready, so that proxies look elsewhere. Default 2s.
+	Delay Delay `yaml:"delay"`
+
+	// Timeout bounds the wait for checks that were begun. Default 10s.
+	Timeout Duration `yaml:"timeout"`
 }
 
 // HTTP configures the listener of the HTTP API.
@@ -62,13 +92,18 @@ type HTTP struct {
 	Listen       string   `yaml:"listen"`
 	URL          string   `yaml:"url"`
 	TrustedPeers []string `yaml:"trusted_peers"`
+	TLS          TLS      `yaml:"tls"`
 }
 
 // Admin configures the listener for operators.
 type Admin struct {
 	// Listen is host:port; "" turns it off. Default "127.0.0.1:8282". On an
-	// address that is not loopback only /healthz, /readyz and /metrics answer.
+	// address that is not loopback only /healthz, /readyz and /metrics answer,
+	// unless tls has a client_ca.
 	Listen string `yaml:"listen"`
+
+	// TLS secures the listener. Default: it is plain.
+	TLS TLS `yaml:"tls"`
 }
 
 // Tenants configures the pool of tenants.
@@ -76,7 +111,7 @@ type Tenants struct {
 	// Resolve says how a check names its tenant. The first of the list that
 	// names one wins; one that names an invalid name refuses the check. Each
 	// has one key: context_extension, route_metadata {namespace, key},
-	// authority or host {map or pattern}, or header.
+	// authority, peer_id or host {map or pattern}, or header.
 	// Default: [{context_extension: tenant}].
 	Resolve []extauthz.Resolver `yaml:"resolve"`
 
@@ -84,8 +119,11 @@ type Tenants struct {
 	// checks are refused.
 	Default string `yaml:"default"`
 
-	// Peers is of a later version; {} only.
-	Peers map[string]yaml.Node `yaml:"peers"`
+	// Peers says which proxy may name which tenants: from the ID of its
+	// certificate (its URI, or its DNS name where it has none) to names, both
+	// patterns in which "*" stands for anything. It needs grpc.tls.client_ca.
+	// Default {}: all may name all.
+	Peers map[string][]string `yaml:"peers"`
 
 	// Capacity is how many tenants are kept warm. Default 10000.
 	Capacity Count `yaml:"capacity"`
@@ -96,6 +134,15 @@ type Tenants struct {
 
 	// GracePeriod is how long such a tenant stays. Default 5m.
 	GracePeriod Duration `yaml:"grace_period"`
+
+	// Memory bounds the estimate of what all policies and data take; tenants
+	// that were not asked for longest are forgotten to stay within it. Default
+	// half of the memory limit, or none where there is no limit.
+	Memory Size `yaml:"memory"`
+
+	// BodyMemory bounds the bodies of all tenants that are being read at once;
+	// what is over it is answered with 503. Default 256MiB.
+	BodyMemory Size `yaml:"body_memory"`
 
 	// Preload names tenants that are loaded at start; ["*"] all those of the
 	// directory. Default none.
@@ -124,7 +171,9 @@ type TenantKeys struct {
 	// host, x-envoy-* and hop-by-hop headers. Default none.
 	AllowHeaders []string `yaml:"allow_headers"`
 
-	// OnPartialBody is evaluate. Default evaluate.
+	// OnPartialBody is evaluate; or deny, which refuses with 403 a request
+	// whose body the policy reads and that is truncated, missing in part, or
+	// of a type that is not parsed. Default evaluate.
 	OnPartialBody string `yaml:"on_partial_body"`
 
 	// Network is of a later version: allow_hosts: [] only.
@@ -160,19 +209,31 @@ type Limits struct {
 	// BodyBytes bounds the body of a request; a larger one is denied with
 	// 413. Default 1MiB.
 	BodyBytes Size `yaml:"body_bytes"`
+
+	// BodyMemory bounds the tenant's bodies that are being read at once; what
+	// is over it is answered with 503. Default 64MiB.
+	BodyMemory Size `yaml:"body_memory"`
 }
 
-// Network, Persist, Guard and Telemetry are of later versions.
+// Guard names the operator's own policy. It is asked before each tenant's, with
+// the same input: what it denies is denied, and nothing is allowed before it is
+// loaded or when it fails, whatever on_error and dry-run say.
+type Guard struct {
+	// Bundle is a folder, or an archive whose name ends in .tar.gz. It is read
+	// again when it changes. Default "": there is no guard.
+	Bundle string `yaml:"bundle"`
+
+	// Path is its entry point. Default envoy/authz/allow.
+	Path string `yaml:"path"`
+}
+
+// Network, Persist and Telemetry are of later versions.
 type (
 	Network struct {
 		AllowHosts []string `yaml:"allow_hosts"`
 	}
 	Persist struct {
 		Directory string `yaml:"directory"`
-	}
-	Guard struct {
-		Bundle string `yaml:"bundle"`
-		Path   string `yaml:"path"`
 	}
 	Telemetry struct {
 		OTLP struct {
@@ -183,7 +244,11 @@ type (
 
 func defaultConfig() *Config {
 	return &Config{
-		GRPC:  GRPC{Listen: "127.0.0.1:9191", MaxMessageBytes: 64 << 20},
+		GRPC: GRPC{
+			Listen: "127.0.0.1:9191", MaxMessageBytes: 64 << 20,
+			SocketMode: "0660", MaxConnectionAge: Duration(time.Hour),
+		},
+		Drain: Drain{Delay: Delay(2 * time.Second), Timeout: Duration(10 * time.Second)},
 		HTTP:  HTTP{},
 		Admin: Admin{Listen: "127.0.0.1:8282"},
 		Tenants: Tenants{
@@ -191,12 +256,14 @@ func defaultConfig() *Config {
 			Capacity:    10_000,
 			Parked:      1000,
 			GracePeriod: Duration(5 * time.Minute),
+			BodyMemory:  256 << 20,
 			TenantKeys: TenantKeys{
 				Limits: Limits{
 					EvaluationTime:      Duration(500 * time.Millisecond),
 					BundleBytes:         64 << 20,
 					BundleExpandedBytes: 256 << 20,
 					BodyBytes:           1 << 20,
+					BodyMemory:          64 << 20,
 				},
 				OnPartialBody: "evaluate",
 				Evaluator:     "auto",

@@ -83,6 +83,29 @@ func fitContainer(log *slog.Logger) (stop func()) {
 	}
 }
 
+// memoryBudget returns what policies and data may take: as set, or half of the
+// memory limit, or 0 for no bound where there is no limit.
+func memoryBudget(set int64) int64 {
+	if limit := debug.SetMemoryLimit(-1); set == 0 && limit != math.MaxInt64 {
+		return limit / 2
+	}
+	return set
+}
+
+// lender returns what gives the Go runtime n processors more than it has by
+// itself: more threads for the same CPUs, so that what waits for the network is
+// not behind what evaluates.
+func lender() func(n int) {
+	base, fixed := runtime.GOMAXPROCS(0), os.Getenv("GOMAXPROCS") != ""
+	return func(n int) {
+		if n == 0 && !fixed {
+			runtime.SetDefaultGOMAXPROCS() // follows the CPU quota again
+			return
+		}
+		runtime.GOMAXPROCS(base + n)
+	}
+}
+
 // pacer keeps the size at which the heap is collected at a floor or above.
 type pacer struct {
 	floor   int64

@@ -6,7 +6,9 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -25,17 +27,39 @@ func listenAddress(s string) (network, address string, err error) {
 	return "tcp", s, nil
 }
 
-func listen(s string) (net.Listener, error) {
+// socketMode parses the mode of a socket's file.
+func socketMode(s string) (fs.FileMode, error) {
+	mode, err := strconv.ParseUint(s, 8, 32)
+	if err != nil || mode > 0o777 {
+		return 0, fmt.Errorf(`%q is not a mode, like "0660"`, s)
+	}
+	return fs.FileMode(mode), nil
+}
+
+// listen listens at the setting of a listener. The mode is that of the file of a
+// socket. Nobody can connect before it has it: the file is made for the owner
+// alone.
+func listen(s string, mode fs.FileMode) (net.Listener, error) {
 	network, address, err := listenAddress(s)
 	if err != nil {
 		return nil, err
 	}
-	if network == "unix" && address[0] == '/' {
-		if err := removeStale(address); err != nil {
-			return nil, err
-		}
+	if network != "unix" || address[0] != '/' {
+		return net.Listen(network, address)
 	}
-	return net.Listen(network, address)
+	if err := removeStale(address); err != nil {
+		return nil, err
+	}
+	old := syscall.Umask(0o177)
+	l, err := net.Listen(network, address)
+	syscall.Umask(old)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(address, mode); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
 }
 
 // removeStale removes a socket that nobody listens on any more. Anything else

@@ -2,11 +2,15 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"os"
+	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -18,6 +22,7 @@ import (
 	"github.com/gatehouse-authz/gatehouse/bundles"
 	"github.com/gatehouse-authz/gatehouse/control"
 	"github.com/gatehouse-authz/gatehouse/extauthz"
+	"github.com/gatehouse-authz/gatehouse/policy"
 	"github.com/gatehouse-authz/gatehouse/tenants"
 )
 
@@ -34,6 +39,7 @@ type Loaded struct {
 	Required    []tenants.ID
 	Descriptors map[string]*extauthz.Descriptors // :: proto-descriptor file → its types
 	Notes       []fault
+	Guard       *tenants.Settings // nil: there is none
 
 	tenants   tenantSet
 	overrides map[tenants.ID]tenantSet
@@ -65,10 +71,16 @@ func load(path, dir string, anyDir bool) (*Loaded, error) {
 		l.Dir = new(bundles.Dir)
 	}
 	l.check(dir != "" || l.Dir != nil)
-	if len(l.faults.all) > 0 {
-		l.faults.file = path
-		slices.SortStableFunc(l.faults.all, func(a, b fault) int { return a.line - b.line })
-		return nil, &l.faults
+	l.faults.file = path
+	var all []error
+	for _, f := range append([]faults{l.faults}, l.others...) {
+		if len(f.all) > 0 {
+			slices.SortStableFunc(f.all, func(a, b fault) int { return a.line - b.line })
+			all = append(all, &f)
+		}
+	}
+	if len(all) > 0 {
+		return nil, errors.Join(all...)
 	}
 	return l.Loaded, nil
 }
@@ -76,8 +88,10 @@ func load(path, dir string, anyDir bool) (*Loaded, error) {
 // loader collects faults while it loads.
 type loader struct {
 	*Loaded
+	root   yaml.Node
 	places places
 	faults faults
+	others []faults // of the files of overrides_dir
 }
 
 func (l *loader) fault(path, format string, args ...any) {
@@ -91,30 +105,38 @@ var (
 )
 
 func (l *loader) read(path string) error {
-	f, err := os.Open(path)
+	text, err := readBounded(path)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
-	if err != nil {
-		return err
-	}
-	if len(text) > maxConfig {
-		return fmt.Errorf("%s: file is larger than %d bytes", path, maxConfig)
-	}
-	var root yaml.Node
-	if err := yaml.Unmarshal(text, &root); err != nil {
+	if err := yaml.Unmarshal(text, &l.root); err != nil {
 		l.yaml(err)
 		return nil
 	}
-	l.places.root = &root
+	l.places.root = &l.root
 	dec := yaml.NewDecoder(bytes.NewReader(text))
 	dec.KnownFields(true)
 	if err := dec.Decode(l.Config); err != nil && !errors.Is(err, io.EOF) {
 		l.yaml(err)
 	}
 	return nil
+}
+
+// readBounded reads a file of the operator.
+func readBounded(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(text) > maxConfig {
+		return nil, fmt.Errorf("%s: file is larger than %d bytes", path, maxConfig)
+	}
+	return text, nil
 }
 
 // yaml adds the faults of a YAML error, which may be many.
@@ -152,6 +174,7 @@ func (l *loader) check(hasDir bool) {
 			l.fault("admin.listen", "%s", err)
 		}
 	}
+	l.transport()
 	if l.Tenants.Capacity < 1 {
 		l.fault("tenants.capacity", "is 0, at least 1 is needed")
 	}
@@ -170,7 +193,31 @@ func (l *loader) check(hasDir bool) {
 	if n := len(l.Required) + len(l.Preload); l.Tenants.Capacity > 0 && n > int(l.Tenants.Capacity) {
 		l.fault("tenants.capacity", "is %d, less than the %d tenants to preload", l.Tenants.Capacity, n)
 	}
+	l.guard()
 	l.opa()
+}
+
+// transport checks the certificates and what relies on them.
+func (l *loader) transport() {
+	discard := slog.New(slog.DiscardHandler)
+	for key, files := range map[string]TLS{"grpc.tls": l.GRPC.TLS, "admin.tls": l.Admin.TLS, "http.tls": l.HTTP.TLS} {
+		if _, err := newCertificates(key, files, discard); err != nil {
+			l.fault(key, "%s", err)
+		}
+	}
+	if l.GRPC.TLS.ClientCA == "" {
+		if len(l.Tenants.Peers) > 0 {
+			l.fault("tenants.peers", "needs grpc.tls.client_ca: without it no proxy has an ID")
+		}
+		for i, r := range l.Tenants.Resolve {
+			if r.PeerID != nil {
+				l.fault(fmt.Sprintf("tenants.resolve[%d]", i), "peer_id needs grpc.tls.client_ca: without it no proxy has an ID")
+			}
+		}
+	}
+	if _, err := socketMode(l.GRPC.SocketMode); err != nil {
+		l.fault("grpc.socket_mode", "%s", err)
+	}
 }
 
 // absent faults what this version does not have, unless it asks for nothing.
@@ -180,12 +227,8 @@ func (l *loader) absent() {
 			l.fault(path, "not supported by this version")
 		}
 	}
-	none("overrides_dir", l.OverridesDir == "")
 	none("persist.directory", l.Persist.Directory == "")
-	none("guard.bundle", l.Guard.Bundle == "")
-	none("guard.path", l.Guard.Path == "")
 	none("telemetry.otlp.endpoint", l.Telemetry.OTLP.Endpoint == "")
-	none("tenants.peers", len(l.Tenants.Peers) == 0)
 	if l.Redact != "default" && l.Redact != "none" {
 		l.fault("redact", "%q is not default or none", l.Redact)
 	}
@@ -200,14 +243,14 @@ func (l *loader) note(path, text string) {
 
 // tenantKeys checks the keys at path that are a tenant's own.
 func (l *loader) tenantKeys(path string, k *TenantKeys) {
-	if k.OnPartialBody != "evaluate" {
-		l.fault(path+".on_partial_body", "%q is not evaluate, the only one that this version supports", k.OnPartialBody)
+	if k.OnPartialBody != "evaluate" && k.OnPartialBody != "deny" {
+		l.fault(join(path, "on_partial_body"), "%q is not evaluate or deny", k.OnPartialBody)
 	}
 	if k.Evaluator != "auto" && k.Evaluator != "topdown" {
-		l.fault(path+".evaluator", "%q is not auto or topdown", k.Evaluator)
+		l.fault(join(path, "evaluator"), "%q is not auto or topdown", k.Evaluator)
 	}
 	if len(k.Network.AllowHosts) > 0 {
-		l.fault(path+".network.allow_hosts", "not supported by this version: policies reach no host")
+		l.fault(join(path, "network.allow_hosts"), "not supported by this version: policies reach no host")
 	}
 }
 
@@ -258,52 +301,150 @@ func (l *loader) opa() {
 	l.tenants = l.set("opa", block, l.Config.Tenants.TenantKeys)
 
 	for _, name := range slices.Sorted(maps.Keys(l.Overrides)) {
-		path := "overrides." + name
-		id := l.tenantID(path, name)
 		node := l.Overrides[name]
-		override := Override{TenantKeys: l.Config.Tenants.TenantKeys}
-		override.AllowHeaders = slices.Clone(override.AllowHeaders)
-		if err := decodeStrict(&node, &override); err != nil {
-			l.yaml(err)
+		l.override("overrides."+name, name, &node, block)
+	}
+	l.overridesDir(block)
+}
+
+// override reads what the file says of one tenant, at path.
+func (l *loader) override(path, name string, node *yaml.Node, block map[string]any) {
+	id := l.tenantID(path, name)
+	override := Override{TenantKeys: l.Config.Tenants.TenantKeys}
+	override.AllowHeaders = slices.Clone(override.AllowHeaders)
+	if err := decodeStrict(node, &override); err != nil {
+		l.yaml(err)
+		return
+	}
+	l.tenantKeys(path, &override.TenantKeys)
+	merged := mergeMaps(named(block), named(l.block(join(path, "opa"), &override.OPA)))
+	l.overrides[id] = l.set(join(path, "opa"), merged, override.TenantKeys)
+}
+
+// maxOverrides bounds the files of overrides_dir.
+const maxOverrides = 100_000
+
+// overridesDir reads the files of overrides_dir, each of which is a tenant's.
+func (l *loader) overridesDir(block map[string]any) {
+	if l.OverridesDir == "" {
+		return
+	}
+	files, err := os.ReadDir(l.OverridesDir)
+	if err != nil {
+		l.fault("overrides_dir", "%s", err)
+		return
+	}
+	if len(files) > maxOverrides {
+		l.fault("overrides_dir", "has %d files, limit %d", len(files), maxOverrides)
+		return
+	}
+	for _, file := range files {
+		name, ok := strings.CutSuffix(file.Name(), ".yaml")
+		if !ok || strings.HasPrefix(name, ".") {
 			continue
 		}
-		l.tenantKeys(path, &override.TenantKeys)
-		merged := mergeMaps(named(block), named(l.block(path+".opa", &override.OPA)))
-		l.overrides[id] = l.set(path+".opa", merged, override.TenantKeys)
+		if _, ok := l.Overrides[name]; ok {
+			l.fault("overrides."+name, "stands in %s too", filepath.Join(l.OverridesDir, file.Name()))
+		}
+		one := &loader{Loaded: l.Loaded}
+		one.faults.file = filepath.Join(l.OverridesDir, file.Name())
+		text, err := readBounded(one.faults.file)
+		if err != nil {
+			one.fault("", "%s", err)
+		} else if err := yaml.Unmarshal(text, &one.root); err != nil {
+			one.yaml(err)
+		} else if one.places.root = &one.root; len(one.root.Content) > 0 {
+			one.override("", name, one.root.Content[0], block)
+		}
+		l.others = append(l.others, one.faults)
 	}
 }
 
-// decodeStrict decodes n over what into already holds. Its unknown keys are
-// errors, which only a decoder of text finds.
-func decodeStrict(n *yaml.Node, into *Override) error {
-	var known Override
-	text, err := yaml.Marshal(n)
+// join joins the path of a key and one below it.
+func join(path, key string) string {
+	if path == "" {
+		return key
+	}
+	return path + "." + key
+}
+
+// guard reads what the operator's own policy is.
+func (l *loader) guard() {
+	if l.Config.Guard.Bundle == "" {
+		return
+	}
+	entry, err := policy.ParseEntry(or(l.Config.Guard.Path, control.DefaultEntry))
 	if err != nil {
+		l.fault("guard.path", "%s", err)
+	}
+	path, err := filepath.Abs(l.Config.Guard.Bundle)
+	if err != nil {
+		l.fault("guard.bundle", "%s", err)
+		return
+	}
+	dir, err := bundles.NewDir(filepath.Dir(path), l.limits(l.Tenants.Limits))
+	if err != nil {
+		l.fault("guard.bundle", "%s", err)
+		return
+	}
+	name := strings.TrimSuffix(filepath.Base(path), ".tar.gz")
+	if _, err := dir.Fetch(context.Background(), name, ""); err != nil {
+		l.fault("guard.bundle", "%s", err)
+	}
+	l.Guard = &tenants.Settings{Tenant: &control.Tenant{
+		Bundles: []control.Bundle{control.Local("guard", name, dir, path)},
+		Entry:   entry,
+	}}
+}
+
+// decodeStrict decodes n over what into already holds. Unknown keys are errors:
+// a node's own decoder passes them over.
+func decodeStrict(n *yaml.Node, into *Override) error {
+	errs := unknownKeys(n, reflect.TypeFor[Override]())
+	var typeError *yaml.TypeError
+	if err := n.Decode(into); errors.As(err, &typeError) {
+		errs = append(errs, typeError.Errors...)
+	} else if err != nil {
 		return err
 	}
-	dec := yaml.NewDecoder(bytes.NewReader(text))
-	dec.KnownFields(true)
-	if err := dec.Decode(&known); err != nil && !errors.Is(err, io.EOF) {
-		var typeError *yaml.TypeError
-		if !errors.As(err, &typeError) {
-			return err
-		}
-		return &yaml.TypeError{Errors: shift(typeError.Errors, n.Line-1)}
+	if len(errs) > 0 {
+		return &yaml.TypeError{Errors: errs}
 	}
-	return n.Decode(into)
+	return nil
 }
 
-// shift moves the lines of errors down, to where the text stands in the file.
-func shift(texts []string, by int) []string {
-	moved := make([]string, len(texts))
-	for i, text := range texts {
-		moved[i] = text
-		if m := lineText.FindStringSubmatch(text); m != nil {
-			line, _ := strconv.Atoi(m[1])
-			moved[i] = fmt.Sprintf("line %d: %s", line+by, m[2])
+// unknownKeys returns an error for each key in n that is no field of t.
+func unknownKeys(n *yaml.Node, t reflect.Type) (errs []string) {
+	for n.Kind == yaml.AliasNode {
+		n = n.Alias
+	}
+	if n.Kind != yaml.MappingNode || t.Kind() != reflect.Struct || t == reflect.TypeFor[yaml.Node]() {
+		return nil
+	}
+	known := map[string]reflect.Type{}
+	var collect func(reflect.Type)
+	collect = func(t reflect.Type) {
+		for i := range t.NumField() {
+			f := t.Field(i)
+			name, option, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+			if option == "inline" {
+				collect(f.Type)
+			} else {
+				known[name] = f.Type
+			}
 		}
 	}
-	return moved
+	collect(t)
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		key, value := n.Content[i], n.Content[i+1]
+		field, ok := known[key.Value]
+		if !ok {
+			errs = append(errs, fmt.Sprintf("line %d: unknown key %q", key.Line, key.Value))
+			continue
+		}
+		errs = append(errs, unknownKeys(value, field)...)
+	}
+	return errs
 }
 
 // block decodes an OPA configuration and puts in the environment.
@@ -326,7 +467,7 @@ func (l *loader) environment(path string, v any) any {
 	switch v := v.(type) {
 	case map[string]any:
 		for key, value := range v {
-			v[key] = l.environment(path+"."+key, value)
+			v[key] = l.environment(join(path, key), value)
 		}
 	case []any:
 		for i, value := range v {
@@ -349,14 +490,14 @@ func (l *loader) environment(path string, v any) any {
 func (l *loader) set(path string, block map[string]any, keys TenantKeys) tenantSet {
 	template, notes, err := control.Parse(block, control.Options{Dir: l.Dir, Limits: l.limits(keys.Limits)})
 	for _, n := range notes {
-		l.note(path+"."+n.Path, n.Text)
+		l.note(join(path, n.Path), n.Text)
 	}
 	var parse control.Faults
 	if errors.As(err, &parse) {
 		for _, f := range parse {
 			at := path
 			if f.Path != "" {
-				at += "." + f.Path
+				at = join(path, f.Path)
 			}
 			l.fault(at, "%s", f.Text)
 		}
@@ -432,8 +573,10 @@ func (l *Loaded) Settings(id tenants.ID) (*tenants.Settings, error) {
 			EvaluationTime: time.Duration(set.keys.Limits.EvaluationTime),
 			Concurrency:    int(set.keys.Limits.Concurrency),
 			BodyBytes:      int64(set.keys.Limits.BodyBytes),
+			BodyMemory:     int64(set.keys.Limits.BodyMemory),
 		},
 		OnError:      tenants.OnError(set.keys.OnError),
+		WholeBody:    set.keys.OnPartialBody == "deny",
 		AllowHeaders: set.keys.AllowHeaders,
 	}, nil
 }

@@ -130,6 +130,64 @@ overrides:
 	}
 }
 
+func TestOverridesDir(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text := "overrides_dir: " + dir + service + "overrides: {payments: {on_error: allow}}\n"
+	write("orders.yaml", "on_error: upstream\nopa:\n  labels: {env: test}\n")
+	write("empty.yaml", "")
+	write("notes.txt", "not a tenant")
+	cfg := mustLoad(t, text)
+	for id, want := range map[tenants.ID]tenants.OnError{
+		"orders": tenants.OnErrorUpstream, "payments": tenants.OnErrorAllow, "empty": tenants.OnErrorDeny, "other": tenants.OnErrorDeny,
+	} {
+		s, err := cfg.Settings(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.OnError != want {
+			t.Errorf("%s: got on_error %d, want %d", id, s.OnError, want)
+		}
+	}
+	if s, _ := cfg.Settings("orders"); s.Labels["env"] != "test" {
+		t.Errorf("got labels %v", s.Labels)
+	}
+
+	write("orders.yaml", "on_error: maybe\n\ncolour: red\n")
+	write("payments.yaml", "opa: {discovery: {}}")
+	write("Bad.yaml", "{}")
+	_, err := load(writeFile(t, text), "", false)
+	for _, want := range []string{
+		"orders.yaml:1: \"maybe\" is not deny", "orders.yaml:3: unknown key \"colour\"", "payments.yaml:1: opa.discovery: not supported",
+		"Bad.yaml: tenant name \"Bad\"", "overrides.payments: stands in ",
+	} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v\nwant %q in it", err, want)
+		}
+	}
+}
+
+func TestGuardSettings(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "guard"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "guard", "p.rego"), []byte("package envoy.authz\nallow := true"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg := mustLoad(t, "guard: {bundle: "+dir+"/guard}"+service)
+	if g := cfg.Guard; g == nil || g.Entry != "envoy/authz/allow" || g.Bundles[0].Resource != "guard" {
+		t.Errorf("got guard %+v", g)
+	}
+	if mustLoad(t, service).Guard != nil {
+		t.Error("got a guard that nobody asked for")
+	}
+}
+
 func TestEnvironment(t *testing.T) {
 	t.Setenv("GATEHOUSE_TEST_HOST", "example.com")
 	cfg := mustLoad(t, strings.Replace(service, "https://example.com", "https://${GATEHOUSE_TEST_HOST}", 1))
@@ -179,7 +237,7 @@ overrides:
 			`:11: tenants.default: `,
 			`:12: tenants.required[0]: `,
 			`:13: tenants.preload: "*" needs a directory`,
-			`:14: guard.bundle: not supported`,
+			`:14: guard.bundle: fetching bundle "x": no such bundle`,
 			`:19: opa.bundles.policy.service: no service "s4"`,
 			`:21: "lots" is not a size`,
 			`:22: overrides.Bad: tenant name "Bad"`,

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -94,79 +95,134 @@ func TestValidate(t *testing.T) {
 	}
 }
 
+// server is a command that serves, until the test ends.
+type server struct {
+	t           *testing.T
+	dir         string // its files; its tenants are below tenants
+	config      string // its file
+	grpc, admin string // addresses
+	log         syncBuffer
+	stop        context.CancelFunc
+	ended       chan error
+	conn        *grpc.ClientConn
+}
+
+// start serves by a file that begins with the listeners, and waits until it is
+// ready.
+func start(t *testing.T, text string, tenants map[string]string) *server {
+	t.Helper()
+	s := &server{t: t, dir: t.TempDir(), grpc: freePort(t), admin: freePort(t), ended: make(chan error, 1)}
+	s.config = filepath.Join(s.dir, "gatehouse.yaml")
+	if err := os.Mkdir(filepath.Join(s.dir, "tenants"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, rego := range tenants {
+		s.tenant(name, rego)
+	}
+	s.configure(text)
+	ctx, stop := context.WithCancel(t.Context())
+	s.stop = stop
+	go func() {
+		s.ended <- run(ctx, []string{"serve", "-c", s.config, filepath.Join(s.dir, "tenants")}, none, io.Discard, &s.log)
+	}()
+	t.Cleanup(func() {
+		s.stop()
+		if err := <-s.ended; err != nil {
+			t.Errorf("serve: %v\n%s", err, s.log.String())
+		}
+		if !strings.Contains(s.log.String(), `"msg":"stopped"`) {
+			t.Errorf("got no clean stop in the log:\n%s", s.log.String())
+		}
+	})
+	var err error
+	if s.conn, err = grpc.NewClient(s.grpc, grpc.WithTransportCredentials(insecure.NewCredentials())); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.conn.Close() })
+	s.eventually("ready", func() bool { code, _ := s.get("/readyz?verbose"); return code == http.StatusOK })
+	return s
+}
+
+func (s *server) configure(text string) {
+	s.t.Helper()
+	if !strings.Contains(text, "drain:") {
+		text = "drain: {delay: 0s}\n" + text
+	}
+	if !strings.Contains(text, "grpc:") {
+		text = fmt.Sprintf("grpc: {listen: %q}\n", s.grpc) + text
+	}
+	text = fmt.Sprintf("admin: {listen: %q}\n", s.admin) + text
+	if err := os.WriteFile(s.config, []byte(text), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// tenant writes the policy of a tenant.
+func (s *server) tenant(name, rego string) {
+	s.t.Helper()
+	dir := filepath.Join(s.dir, "tenants", name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "p.rego"), []byte("package envoy.authz\n"+rego), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// eventually waits until f is true.
+func (s *server) eventually(what string, f func() bool) {
+	s.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !f(); {
+		if time.Now().After(deadline) {
+			s.t.Fatalf("not %s after 20 s\n%s", what, s.log.String())
+		}
+		time.Sleep(10 * time.Millisecond) // what is waited for happens to the files of another process, as it were
+	}
+}
+
+func (s *server) get(path string) (int, string) { return s.request(http.MethodGet, path) }
+
+func (s *server) request(method, path string) (int, string) {
+	req, err := http.NewRequestWithContext(s.t.Context(), method, "http://"+s.admin+path, nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(body)
+}
+
+// check asks with these context extensions.
+func (s *server) check(extensions map[string]string) *authv3.CheckResponse {
+	s.t.Helper()
+	resp, err := authv3.NewAuthorizationClient(s.conn).Check(s.t.Context(), &authv3.CheckRequest{
+		Attributes: &authv3.AttributeContext{ContextExtensions: extensions},
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return resp
+}
+
+func (s *server) allowed(tenant string) bool {
+	s.t.Helper()
+	return s.check(map[string]string{"tenant": tenant}).GetStatus().GetCode() == 0
+}
+
 // TestServe runs the whole command: check, admin, health, drain.
 func TestServe(t *testing.T) {
-	dir := t.TempDir()
-	if err := os.MkdirAll(filepath.Join(dir, "tenants", "orders"), 0o755); err != nil {
-		t.Fatal(err)
+	s := start(t, "tenants: {required: [orders]}\n", map[string]string{"orders": "default allow := true"})
+	if !s.allowed("orders") {
+		t.Error("orders: got a denial, want it allowed")
 	}
-	rule := filepath.Join(dir, "tenants", "orders", "p.rego")
-	if err := os.WriteFile(rule, []byte("package envoy.authz\ndefault allow := true"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	grpcAddress, adminAddress := freePort(t), freePort(t)
-	config := filepath.Join(dir, "gatehouse.yaml")
-	text := fmt.Sprintf("grpc: {listen: %q}\nadmin: {listen: %q}\ntenants: {required: [orders]}\n", grpcAddress, adminAddress)
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(t.Context())
-	var log syncBuffer
-	ended := make(chan error, 1)
-	go func() {
-		ended <- run(ctx, []string{"serve", "-c", config, filepath.Join(dir, "tenants")}, none, io.Discard, &log)
-	}()
-	defer func() {
-		stop()
-		if err := <-ended; err != nil {
-			t.Errorf("serve: %v\n%s", err, log.String())
-		}
-		if !strings.Contains(log.String(), `"msg":"stopped"`) {
-			t.Errorf("got no clean stop in the log:\n%s", log.String())
-		}
-	}()
-	get := func(path string) (int, string) {
-		resp, err := http.Get("http://" + adminAddress + path)
-		if err != nil {
-			return 0, err.Error()
-		}
-		defer resp.Body.Close()
-		body, _ := io.ReadAll(resp.Body)
-		return resp.StatusCode, string(body)
-	}
-	for deadline := time.Now().Add(20 * time.Second); ; {
-		code, body := get("/readyz?verbose")
-		if code == http.StatusOK {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("not ready: %d %s\n%s", code, body, log.String())
-		}
-		time.Sleep(10 * time.Millisecond) // another process's state, as it were
-	}
-
-	conn, err := grpc.NewClient(grpcAddress, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	check := func(tenant string) *authv3.CheckResponse {
-		t.Helper()
-		resp, err := authv3.NewAuthorizationClient(conn).Check(t.Context(), &authv3.CheckRequest{
-			Attributes: &authv3.AttributeContext{ContextExtensions: map[string]string{"tenant": tenant}},
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return resp
-	}
-	if got := check("orders").GetStatus().GetCode(); got != 0 {
-		t.Errorf("orders: got status %d, want allowed", got)
-	}
-	if got := check("nobody"); got.GetStatus().GetCode() != 7 || got.GetDeniedResponse().GetStatus().GetCode() != 403 {
+	if got := s.check(map[string]string{"tenant": "nobody"}); got.GetStatus().GetCode() != 7 || got.GetDeniedResponse().GetStatus().GetCode() != 403 {
 		t.Errorf("nobody: got %v, want denied with 403", got)
 	}
-	health, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{Service: authv3.Authorization_ServiceDesc.ServiceName})
+	health, err := healthpb.NewHealthClient(s.conn).Check(t.Context(), &healthpb.HealthCheckRequest{Service: authv3.Authorization_ServiceDesc.ServiceName})
 	if err != nil || health.GetStatus() != healthpb.HealthCheckResponse_SERVING {
 		t.Errorf("got health %v, %v", health, err)
 	}
@@ -175,34 +231,95 @@ func TestServe(t *testing.T) {
 		"/healthz": "ok", "/readyz": "ready", "/metrics": `gatehouse_checks_total{outcome="allowed",tenant="orders"} 1`,
 		"/tenants": `"orders"`, "/tenants/orders": `"warm"`,
 	} {
-		if code, body := get(path); code != http.StatusOK || !strings.Contains(body, want) {
+		if code, body := s.get(path); code != http.StatusOK || !strings.Contains(body, want) {
 			t.Errorf("%s: got %d %s, want %q", path, code, body, want)
 		}
 	}
 	for path, want := range map[string]int{"/tenants/never-seen": 404, "/tenants/NO": 400, "/nothing": 404} {
-		if code, body := get(path); code != want {
+		if code, body := s.get(path); code != want {
 			t.Errorf("%s: got %d %s, want %d", path, code, body, want)
 		}
 	}
-	_, body := get("/tenants/orders")
+	_, body := s.get("/tenants/orders")
 	var status tenants.Status
 	if err := json.Unmarshal([]byte(body), &status); err != nil || status.Tenant != "orders" {
 		t.Errorf("got status %s, %v", body, err)
 	}
+	s.tenant("orders", "default allow := false")
+	if code, body := s.request(http.MethodPost, "/tenants/orders/refresh"); code != http.StatusOK || s.allowed("orders") {
+		t.Errorf("refresh: got %d %s, want the new policy to decide", code, body)
+	}
+	s.tenant("orders", "allow if x")
+	if code, body := s.request(http.MethodPost, "/tenants/orders/refresh"); code != http.StatusBadGateway || !strings.Contains(body, "x is unsafe") {
+		t.Errorf("refresh with a bad policy: got %d %s", code, body)
+	}
+	for path, want := range map[string]int{"/tenants/nobody/refresh": 404, "/tenants/NO/refresh": 400} {
+		if code, body := s.request(http.MethodPost, path); code != want {
+			t.Errorf("%s: got %d %s, want %d", path, code, body, want)
+		}
+	}
+}
+
+// TestReload changes the file while the server runs: by itself, and on SIGHUP.
+func TestReload(t *testing.T) {
+	s := start(t, "", map[string]string{"orders": "allow := opa.runtime().config.labels.color == \"red\"", "payments": "allow := true"})
+	if s.allowed("orders") || !s.allowed("payments") {
+		t.Fatal("got the wrong decisions at the start")
+	}
+	s.configure("opa: {labels: {color: red}}\ntenants: {resolve: [{context_extension: team}]}\n")
+	s.eventually("reloaded", func() bool { return strings.Contains(s.log.String(), "configuration applied") })
+	s.eventually("moved", func() bool { return s.check(map[string]string{"team": "orders"}).GetStatus().GetCode() == 0 })
+
+	s.configure("colour: red\n")
+	if err := syscall.Kill(syscall.Getpid(), syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	s.eventually("refused", func() bool { return strings.Contains(s.log.String(), `unknown key \"colour\"`) })
+	if s.check(map[string]string{"team": "orders"}).GetStatus().GetCode() != 0 {
+		t.Error("a bad file: got a denial, want the old configuration in force")
+	}
+	if _, body := s.get("/metrics"); !strings.Contains(body, `gatehouse_config_reloads_total{outcome="applied"} 1`) ||
+		!strings.Contains(body, `gatehouse_config_reloads_total{outcome="refused"}`) {
+		t.Error("got no count of the reloads")
+	}
+	s.configure("admin: {}\n") // twice: a fault
+	s.eventually("refused again", func() bool { return strings.Contains(s.log.String(), "already defined") })
+	s.configure("opa: {labels: {color: blue}}\n")
+	s.eventually("applied again", func() bool { return strings.Count(s.log.String(), "configuration applied") == 2 })
+	s.eventually("moved again", func() bool { return !s.allowed("orders") && s.allowed("payments") })
+}
+
+func TestGuard(t *testing.T) {
+	guard := filepath.Join(t.TempDir(), "guard")
+	write := func(rego string) {
+		if err := os.MkdirAll(guard, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(guard, "g.rego"), []byte("package guard\n"+rego), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("allow := true")
+	s := start(t, "guard: {bundle: "+guard+", path: guard/allow}\n", map[string]string{"orders": "allow := true"})
+	if !s.allowed("orders") {
+		t.Error("got a denial, want both to allow")
+	}
+	write("allow := false")
+	s.eventually("denied by the guard", func() bool { return !s.allowed("orders") })
 }
 
 func TestListen(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s.sock")
-	first, err := listen("unix://" + path)
+	first, err := listen("unix://"+path, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := listen("unix://" + path); err == nil || !strings.Contains(err.Error(), "in use") {
+	if _, err := listen("unix://"+path, 0o600); err == nil || !strings.Contains(err.Error(), "in use") {
 		t.Errorf("second listener: got %v, want it refused", err)
 	}
 	first.(*net.UnixListener).SetUnlinkOnClose(false)
 	first.Close()
-	again, err := listen("unix://" + path)
+	again, err := listen("unix://"+path, 0o600)
 	if err != nil {
 		t.Errorf("stale socket: got %v", err)
 	} else {
@@ -212,7 +329,7 @@ func TestListen(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := listen("unix://" + file); err == nil {
+	if _, err := listen("unix://"+file, 0o600); err == nil {
 		t.Error("a file that is no socket: got no error")
 	}
 	for s, want := range map[string]bool{

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -14,20 +15,19 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	_ "google.golang.org/grpc/encoding/gzip" // checks may come compressed
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/tap"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 
 	"github.com/gatehouse-authz/gatehouse/extauthz"
 	"github.com/gatehouse-authz/gatehouse/tenants"
 )
-
-// drainTime bounds how long checks that were begun may take to end.
-const drainTime = 10 * time.Second
 
 // serve runs the server until ctx ends, and drains it.
 func serve(ctx context.Context, opts *options) error {
@@ -54,26 +54,32 @@ func serve(ctx context.Context, opts *options) error {
 		Capacity:   int(cfg.Tenants.Capacity),
 		Parked:     parked(cfg.Tenants.Parked),
 		Grace:      time.Duration(cfg.Tenants.GracePeriod),
+		Guard:      cfg.Guard,
+		Lend:       lender(),
+		Memory:     memoryBudget(int64(cfg.Tenants.Memory)),
+		BodyMemory: int64(cfg.Tenants.BodyMemory),
 		Preload:    cfg.Preload,
 		Required:   cfg.Required,
 		Registerer: registry,
 		Logger:     log,
 	})
-	checks, err := extauthz.New(extauthz.Config{
-		Pool:        pool,
-		Resolve:     cfg.Tenants.Resolve,
-		Default:     string(cfg.Default),
-		Descriptors: cfg.Descriptors,
-
-		MaxMessageBytes: int(cfg.GRPC.MaxMessageBytes),
-
-		Refused: pool.Refused,
-		Logger:  log,
-	})
+	checkConfig := routing(cfg)
+	checkConfig.Pool, checkConfig.Refused, checkConfig.Logger = pool, pool.Refused, log
+	checkConfig.MaxMessageBytes = int(cfg.GRPC.MaxMessageBytes)
+	checks, err := extauthz.New(checkConfig)
 	if err != nil {
 		return err
 	}
-	grpcServer := newGRPC(int(cfg.GRPC.MaxMessageBytes))
+	grpcTLS, err := newCertificates("grpc", cfg.GRPC.TLS, log)
+	if err != nil {
+		return fmt.Errorf("grpc.tls: %w", err)
+	}
+	adminTLS, err := newCertificates("admin", cfg.Admin.TLS, log)
+	if err != nil {
+		return fmt.Errorf("admin.tls: %w", err)
+	}
+	reloads := newReloader(opts.config, dir, cfg, pool, checks, registry, log, grpcTLS, adminTLS)
+	grpcServer := newGRPC(&cfg.GRPC, grpcTLS)
 	checks.Register(grpcServer)
 	healthServer := health.NewServer()
 	healthpb.RegisterHealthServer(grpcServer, healthServer)
@@ -81,16 +87,24 @@ func serve(ctx context.Context, opts *options) error {
 		reflection.Register(grpcServer)
 	}
 	ready := &readiness{pool: pool, health: healthServer}
-	adminServer := newAdmin(pool, ready, registry, loopback(cfg.Admin.Listen), log)
+	trusted := loopback(cfg.Admin.Listen) || cfg.Admin.TLS.ClientCA != ""
+	adminServer := newAdmin(pool, ready, registry, trusted, log)
 
-	grpcListener, err := listen(cfg.GRPC.Listen)
+	mode, err := socketMode(cfg.GRPC.SocketMode)
+	if err != nil {
+		return fmt.Errorf("grpc.socket_mode: %w", err)
+	}
+	grpcListener, err := listen(cfg.GRPC.Listen, mode)
 	if err != nil {
 		return fmt.Errorf("grpc.listen: %w", err)
 	}
 	var adminListener net.Listener
 	if cfg.Admin.Listen != "" {
-		if adminListener, err = listen(cfg.Admin.Listen); err != nil {
+		if adminListener, err = listen(cfg.Admin.Listen, mode); err != nil {
 			return errors.Join(fmt.Errorf("admin.listen: %w", err), grpcListener.Close())
+		}
+		if adminTLS != nil {
+			adminListener = tls.NewListener(adminListener, adminTLS.config())
 		}
 	}
 
@@ -103,6 +117,7 @@ func serve(ctx context.Context, opts *options) error {
 	var poolErr error
 	pooling.Go(func() { poolErr = pool.Run(running) })
 	speakers.Go(func() { ready.watch(speaking) })
+	speakers.Go(func() { reloads.run(speaking) })
 
 	faults := make(chan error, 2)
 	speakers.Go(func() {
@@ -125,12 +140,17 @@ func serve(ctx context.Context, opts *options) error {
 	var fault error
 	select {
 	case <-ctx.Done():
-		log.Info("draining", "for_at_most", drainTime.String())
+		log.Info("draining", "delay", time.Duration(cfg.Drain.Delay).String(), "timeout", time.Duration(cfg.Drain.Timeout).String())
+		ready.stop()
+		select { // proxies look elsewhere meanwhile, and those that do not are answered
+		case <-time.After(time.Duration(cfg.Drain.Delay)):
+		case fault = <-faults:
+		}
 	case fault = <-faults:
+		ready.stop()
 	}
 	stopSpeaking()
-	ready.stop()
-	drain(grpcServer, log)
+	drain(grpcServer, time.Duration(cfg.Drain.Timeout), log)
 	stopPool()
 	pooling.Wait()
 	if adminListener != nil {
@@ -142,6 +162,16 @@ func serve(ctx context.Context, opts *options) error {
 	}
 	log.Info("stopped")
 	return fault
+}
+
+// routing is how checks find their tenants, which a reload may change.
+func routing(cfg *Loaded) extauthz.Config {
+	return extauthz.Config{
+		Resolve:     cfg.Tenants.Resolve,
+		Default:     string(cfg.Default),
+		Peers:       cfg.Tenants.Peers,
+		Descriptors: cfg.Descriptors,
+	}
 }
 
 // parked is the pool's setting for the file's, in which 0 means none.
@@ -159,15 +189,22 @@ const (
 	pingInterval     = 10 * time.Second // between two pings of a client
 	idlePing         = time.Minute      // a silent connection is asked whether it lives,
 	idlePingTimeout  = 20 * time.Second // and closed without an answer
+	ageGrace         = 30 * time.Second // for what runs on a connection that has reached its age
+	callTime         = 30 * time.Second // for a call whose caller names no time of its own
 	maxHeaderBytes   = 64 << 10
 	streamWorkers    = 32 // for each CPU: goroutines that are kept for handling calls
 	windowBytes      = 1 << 20
 	connectionWindow = 4 << 20
 )
 
-func newGRPC(maxMessage int) *grpc.Server {
-	return grpc.NewServer(
-		grpc.MaxRecvMsgSize(maxMessage),
+func newGRPC(cfg *GRPC, certs *certificates) *grpc.Server {
+	var security []grpc.ServerOption
+	if certs != nil {
+		security = append(security, grpc.Creds(credentials.NewTLS(certs.config())))
+	}
+	return grpc.NewServer(append(security,
+		grpc.InTapHandle(bound),
+		grpc.MaxRecvMsgSize(int(cfg.MaxMessageBytes)), // of other calls than checks
 		grpc.MaxConcurrentStreams(streams),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.ConnectionTimeout(handshakeTime),
@@ -175,18 +212,32 @@ func newGRPC(maxMessage int) *grpc.Server {
 		grpc.InitialWindowSize(windowBytes),
 		grpc.InitialConnWindowSize(connectionWindow),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingInterval, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: idlePing, Timeout: idlePingTimeout}),
-	)
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			Time: idlePing, Timeout: idlePingTimeout,
+			MaxConnectionAge: time.Duration(cfg.MaxConnectionAge), MaxConnectionAgeGrace: ageGrace,
+		}),
+	)...)
 }
 
-// drain lets checks that were begun end, for at most drainTime.
-func drain(s *grpc.Server, log *slog.Logger) {
+// bound bounds calls whose callers do not, so that one that never sends its
+// message does not stay for ever. A health watch may.
+func bound(ctx context.Context, info *tap.Info) (context.Context, error) {
+	if _, ok := ctx.Deadline(); ok || info.FullMethodName != authv3.Authorization_Check_FullMethodName {
+		return ctx, nil
+	}
+	bounded, cancel := context.WithTimeout(ctx, callTime)
+	context.AfterFunc(ctx, cancel) // ctx ends with the call
+	return bounded, nil
+}
+
+// drain lets checks that were begun end, for at most that time.
+func drain(s *grpc.Server, timeout time.Duration, log *slog.Logger) {
 	ended := make(chan struct{})
 	go func() { s.GracefulStop(); close(ended) }()
 	select {
 	case <-ended:
-	case <-time.After(drainTime):
-		log.Warn("checks still run at the end of the drain", "after", drainTime.String())
+	case <-time.After(timeout):
+		log.Warn("checks still run at the end of the drain", "after", timeout.String())
 		s.Stop()
 		<-ended
 	}

@@ -17,7 +17,7 @@ import (
 // bundles, which it reads and compiles for the entry points of all tenants.
 func validate(ctx context.Context, opts *options, stdout io.Writer) error {
 	cfg := &Loaded{Config: defaultConfig()}
-	settings := policy.Options{Entries: []string{"envoy/authz/allow"}}
+	settings := policy.Options{Entries: []string{control.DefaultEntry}}
 	var all []error
 	if opts.config != "" {
 		loaded, err := load(opts.config, "", true)

@@ -56,6 +56,19 @@ func (d *Duration) UnmarshalYAML(n *yaml.Node) error {
 	return nil
 }
 
+// Delay is a Duration that may be 0.
+type Delay time.Duration
+
+// UnmarshalYAML reads a delay.
+func (d *Delay) UnmarshalYAML(n *yaml.Node) error {
+	v, err := time.ParseDuration(n.Value)
+	if err != nil || n.Kind != yaml.ScalarNode || v < 0 {
+		return faultAt(n, "%q is not a time, like 5s, or 0s", n.Value)
+	}
+	*d = Delay(v)
+	return nil
+}
+
 // Count is a number of things, 0 to a million.
 type Count int
 

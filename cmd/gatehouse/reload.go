@@ -1,0 +1,172 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"reflect"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/gatehouse-authz/gatehouse/extauthz"
+	"github.com/gatehouse-authz/gatehouse/tenants"
+)
+
+// reloadInterval is how often the operator's files are looked at. They are read
+// when they have changed and then stayed as they are for as long.
+const reloadInterval = time.Second
+
+// reloader reads the operator's file again, on SIGHUP and when it or a file of
+// overrides_dir has changed, and certificates. A file with a fault changes
+// nothing.
+type reloader struct {
+	config, dir string
+	current     *Loaded
+	pool        *tenants.Pool
+	checks      *extauthz.Server
+	certs       []*certificates
+	log         *slog.Logger
+	outcomes    *prometheus.CounterVec
+	applied     prometheus.Gauge
+}
+
+func newReloader(config, dir string, current *Loaded, pool *tenants.Pool, checks *extauthz.Server, reg prometheus.Registerer, log *slog.Logger, certs ...*certificates) *reloader {
+	r := &reloader{
+		config: config, dir: dir, current: current, pool: pool, checks: checks, log: log,
+		outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "gatehouse_config_reloads_total",
+			Help: "Reads of a changed configuration, by outcome: applied, or refused for its faults.",
+		}, []string{"outcome"}),
+		applied: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "gatehouse_config_applied_timestamp_seconds",
+			Help: "When the configuration in force was applied, in seconds since 1970.",
+		}),
+	}
+	for _, c := range certs {
+		if c != nil {
+			r.certs = append(r.certs, c)
+		}
+	}
+	r.outcomes.WithLabelValues("applied")
+	r.outcomes.WithLabelValues("refused")
+	r.applied.SetToCurrentTime()
+	reg.MustRegister(r.outcomes, r.applied)
+	return r
+}
+
+// run reloads until ctx ends.
+func (r *reloader) run(ctx context.Context) {
+	if r.config == "" {
+		return // there is nothing to read again, and a directory's tenants are polled
+	}
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	tick := time.NewTicker(reloadInterval)
+	defer tick.Stop()
+	inForce := r.fingerprint()
+	last := inForce
+	for {
+		select {
+		case <-hangup:
+			inForce = r.fingerprint()
+			r.reload()
+		case <-tick.C:
+			for _, c := range r.certs {
+				c.reread()
+			}
+			now := r.fingerprint()
+			if now != inForce && now == last {
+				inForce = now
+				r.reload()
+			}
+			last = now
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// reload reads the files and applies them.
+func (r *reloader) reload() {
+	next, err := load(r.config, r.dir, false)
+	if err != nil {
+		r.outcomes.WithLabelValues("refused").Inc()
+		r.log.Error("changed configuration refused, the old one stays in force", "error", err)
+		return
+	}
+	if err := r.checks.Reload(routing(next)); err != nil { // load has compiled them already
+		r.log.Error("changed configuration refused", "error", err)
+		return
+	}
+	moving := r.pool.Reload(tenants.Live{
+		Settings: next.Settings,
+		Capacity: int(next.Tenants.Capacity),
+		Parked:   parked(next.Tenants.Parked),
+		Grace:    time.Duration(next.Tenants.GracePeriod),
+	})
+	for _, n := range next.Notes {
+		r.log.Warn("setting "+n.text, "key", n.path, "line", n.line)
+	}
+	for _, key := range needRestart(r.current.Config, next.Config) {
+		r.log.Warn("changed setting needs a restart", "key", key)
+	}
+	r.current = next
+	r.outcomes.WithLabelValues("applied").Inc()
+	r.applied.SetToCurrentTime()
+	r.log.Info("configuration applied", "tenants_moving", moving)
+}
+
+// needRestart returns the keys that differ and do not change while the server
+// runs.
+func needRestart(old, next *Config) []string {
+	var keys []string
+	for key, pair := range map[string][2]any{
+		"grpc":                {old.GRPC, next.GRPC},
+		"drain":               {old.Drain, next.Drain},
+		"admin":               {old.Admin, next.Admin},
+		"guard":               {old.Guard, next.Guard},
+		"tenants.preload":     {old.Tenants.Preload, next.Tenants.Preload},
+		"tenants.required":    {old.Tenants.Required, next.Tenants.Required},
+		"tenants.memory":      {old.Tenants.Memory, next.Tenants.Memory},
+		"tenants.body_memory": {old.Tenants.BodyMemory, next.Tenants.BodyMemory},
+	} {
+		if !reflect.DeepEqual(pair[0], pair[1]) {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+// fingerprint tells states of the operator's files apart.
+func (r *reloader) fingerprint() string {
+	h := sha256.New()
+	note := func(name string, info fs.FileInfo, err error) {
+		if err != nil {
+			fmt.Fprintf(h, "%q %v\n", name, err)
+			return
+		}
+		fmt.Fprintf(h, "%q %d %d\n", name, info.Size(), info.ModTime().UnixNano())
+	}
+	info, err := os.Stat(r.config)
+	note(r.config, info, err)
+	if dir := r.current.OverridesDir; dir != "" {
+		files, err := os.ReadDir(dir)
+		if err != nil {
+			note(dir, nil, err)
+		}
+		for _, f := range files {
+			info, err := os.Stat(filepath.Join(dir, f.Name()))
+			note(f.Name(), info, err)
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
