@@ -8,6 +8,7 @@ import (
 	"compress/gzip"
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"slices"
@@ -56,7 +57,17 @@ func Tarball(files map[string]string) []byte {
 
 // Bundle reads the bundle that text is, as Files does.
 func Bundle(text string) (*bundles.Bundle, error) {
-	return bundles.Read(bytes.NewReader(Tarball(Files(text))), "test", bundles.Limits{})
+	archive := Tarball(Files(text))
+	b, err := readArchive(bytes.NewReader(archive))
+	if err != nil {
+		return nil, err
+	}
+	b.Archive = archive
+	return b, nil
+}
+
+func readArchive(r io.Reader) (*bundles.Bundle, error) {
+	return bundles.Read(r, "test", bundles.Limits{})
 }
 
 // Policy compiles the bundle that text is, for envoy/authz/allow and entries.
@@ -172,7 +183,7 @@ func Settings(source bundles.Source, change func(tenants.ID, *tenants.Settings))
 		s := &tenants.Settings{Tenant: &control.Tenant{
 			Labels: map[string]string{"app": string(id)},
 			Bundles: []control.Bundle{{
-				Name: "policy", Resource: string(id), Source: source, Service: "memory",
+				Name: "policy", Resource: string(id), Source: source, Service: "memory", Read: readArchive,
 				MinDelay: time.Second, MaxDelay: time.Second,
 			}},
 			Entry: "envoy/authz/allow",

@@ -125,14 +125,14 @@ func (c *call) revision(ctx context.Context) (*revision, error) {
 		return nil, fmt.Errorf("%w: the operator's policy is not loaded", ErrNotReady)
 	}
 	if rev := c.in.current.Load(); rev != nil {
-		return rev, nil
+		return rev, c.stale()
 	}
 	c.timer.Reset(time.Until(c.deadline(c.start)))
 	select {
 	case <-c.in.ready:
 		c.timer.Stop()
 		if rev := c.in.current.Load(); rev != nil {
-			return rev, nil
+			return rev, c.stale()
 		}
 		return nil, c.in.refusal
 	case <-c.timer.C:
@@ -140,6 +140,19 @@ func (c *call) revision(ctx context.Context) (*revision, error) {
 	case <-ctx.Done():
 		return nil, fmt.Errorf("%w: caller is gone while it is loading", ErrNotReady)
 	}
+}
+
+// stale returns an error where what the tenant decides by is older than it may
+// be.
+func (c *call) stale() error {
+	limit := c.pool.cfg.MaxStale
+	if limit <= 0 {
+		return nil
+	}
+	if confirmed := time.Unix(0, c.in.confirmed.Load()); c.start.Sub(confirmed) > limit {
+		return fmt.Errorf("%w: its bundles were last confirmed at %s, limit %s ago", ErrNotReady, confirmed.UTC().Format(time.RFC3339), limit)
+	}
+	return nil
 }
 
 // ask puts the questions to the tenant's slots and answers each.

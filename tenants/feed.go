@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
@@ -19,6 +20,7 @@ type feed struct {
 	key    string
 	source bundles.Source
 	name   string
+	reread func(io.Reader) (*bundles.Bundle, error) // reads a saved archive; nil: none is saved
 
 	// turn has room for the one that fetches; others wait for it.
 	turn chan struct{}
@@ -31,6 +33,9 @@ type feed struct {
 	stale   time.Time // since when checks give nothing; zero: they do
 	checked time.Time // the last check that gave an answer
 	fails   int       // in a row
+
+	unsaved *bundles.Bundle // the newest, until it has been activated or refused
+	noted   time.Time       // when the store was last told that it is confirmed
 
 	// Guarded by feeds.mu.
 	users    map[*instance]struct{}
@@ -61,7 +66,9 @@ type feeds struct {
 	metrics *metrics
 	library *library
 	timeout time.Duration
+	store   *bundles.Store          // of last good bundles; nil: none are kept
 	changed func(users []*instance) // told after a feed has new content
+	checked func(users []*instance) // told after each check that gave an answer
 
 	mu    sync.Mutex
 	byKey map[string]*feed
@@ -73,11 +80,17 @@ type feeds struct {
 const (
 	pollWorkers = 8
 	minBackoff  = time.Second
+	// sourceFirst is how long a source is waited for before a saved bundle is
+	// looked for; the source is asked again soon after.
+	sourceFirst = time.Second
+	// noteInterval is how often the store is told at most that a saved bundle
+	// is that of its source still.
+	noteInterval = time.Minute
 )
 
-func newFeeds(log *slog.Logger, m *metrics, l *library, timeout time.Duration) *feeds {
+func newFeeds(log *slog.Logger, m *metrics, l *library, timeout time.Duration, store *bundles.Store) *feeds {
 	return &feeds{
-		log: log, metrics: m, library: l, timeout: timeout,
+		log: log, metrics: m, library: l, timeout: timeout, store: store,
 		byKey: map[string]*feed{},
 		wake:  make(chan struct{}, 1),
 	}
@@ -92,7 +105,7 @@ func (fs *feeds) join(in *instance, b control.Bundle, seed *feedSeed) *feed {
 	f := fs.byKey[key]
 	if f == nil {
 		f = &feed{
-			key: key, source: b.Source, name: b.Resource,
+			key: key, source: b.Source, name: b.Resource, reread: b.Read,
 			turn:  make(chan struct{}, 1),
 			users: map[*instance]struct{}{},
 			min:   b.MinDelay, max: b.MaxDelay,
@@ -218,7 +231,7 @@ func (fs *feeds) next() (*feed, time.Duration) {
 // check is one poll of f: it fetches, tells the users of new content, and sets
 // the time of the next. The error is that of the fetch.
 func (fs *feeds) check(ctx context.Context, f *feed) error {
-	changed, err := fs.fetch(ctx, f, false)
+	changed, err := fs.fetch(ctx, f, false, fs.timeout)
 	fs.mu.Lock()
 	users := make([]*instance, 0, len(f.users))
 	for in := range f.users {
@@ -229,13 +242,95 @@ func (fs *feeds) check(ctx context.Context, f *feed) error {
 	if changed && len(users) > 0 {
 		fs.changed(users)
 	}
+	if err == nil {
+		fs.checked(users)
+		fs.note(f)
+	}
 	return err
 }
 
-// load returns once f has content: at once where it has, else after a fetch.
-// It returns the fetch's error.
+// note tells the store, now and then, that what is saved is what the source has.
+func (fs *feeds) note(f *feed) {
+	f.mu.Lock()
+	now := time.Now()
+	due := fs.store != nil && f.reread != nil && now.Sub(f.noted) >= noteInterval
+	if due {
+		f.noted = now
+	}
+	f.mu.Unlock()
+	if !due {
+		return
+	}
+	if err := fs.store.Confirm(f.key, now); err != nil && !errors.Is(err, bundles.ErrNotSaved) {
+		fs.metrics.failed("save")
+		fs.log.Warn("saved bundle not confirmed", "bundle", f.name, "error", err)
+	}
+}
+
+// settle ends the wait of a feed's newest bundle for its activation: it is saved
+// if it decides for somebody, and not kept in either case.
+func (fs *feeds) settle(f *feed, good bool) {
+	f.mu.Lock()
+	b := f.unsaved
+	f.unsaved = nil
+	if b != nil && good {
+		f.noted = time.Now()
+	}
+	f.mu.Unlock()
+	if b == nil || !good {
+		return
+	}
+	if err := fs.store.Save(f.key, b); err != nil {
+		fs.metrics.failed("save")
+		fs.log.Error("bundle not saved, serving goes on", "bundle", f.name, "error", err)
+	}
+}
+
+// saved gives f, whose source has failed with cause, the saved bundle. It
+// returns cause where there is none.
+func (fs *feeds) saved(f *feed, cause error) error {
+	var status *bundles.StatusError
+	known := errors.Is(cause, bundles.ErrNotFound) && !errors.As(cause, &status) // the source says that there is no such bundle
+	if fs.store == nil || f.reread == nil || known {
+		return cause
+	}
+	s, err := fs.store.Load(f.key, f.reread)
+	if err == nil {
+		var c content
+		if c, err = fs.library.prepare(s.Bundle); err == nil {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			if f.loaded {
+				return nil
+			}
+			f.content, f.etag, f.loaded = c, s.ETag, true
+			f.checked, f.stale, f.err = s.ConfirmedAt, s.ConfirmedAt, cause
+			fs.log.Warn("saved bundle is used, its source is away", "bundle", f.name, "stale_since", s.ConfirmedAt, "error", cause)
+			return nil
+		}
+	}
+	if !errors.Is(err, bundles.ErrNotSaved) {
+		fs.metrics.failed("saved")
+		fs.log.Error("saved bundle cannot be used", "bundle", f.name, "error", err)
+	}
+	return cause
+}
+
+// load returns once f has content: at once where it has, else after a fetch, or
+// from the store where that fails. It returns the fetch's error.
 func (fs *feeds) load(ctx context.Context, f *feed) error {
-	_, err := fs.fetch(ctx, f, true)
+	first := fs.timeout
+	if fs.store != nil && f.reread != nil {
+		first = min(first, sourceFirst)
+	}
+	_, err := fs.fetch(ctx, f, true, first)
+	if err != nil {
+		cause := err
+		err = fs.saved(f, cause)
+		if err != nil && first < fs.timeout && errors.Is(cause, context.DeadlineExceeded) {
+			_, err = fs.fetch(ctx, f, true, fs.timeout) // slow, and nothing is saved
+		}
+	}
 	if err == nil {
 		fs.poll(f, time.Now().Add(fs.delayOf(f)))
 	}
@@ -263,7 +358,7 @@ func (f *feed) delay() time.Duration {
 
 // fetch asks the source for what is newer than the content. With first it only
 // fetches where there is no content at all. One fetch of a feed runs at a time.
-func (fs *feeds) fetch(ctx context.Context, f *feed, first bool) (changed bool, err error) {
+func (fs *feeds) fetch(ctx context.Context, f *feed, first bool, timeout time.Duration) (changed bool, err error) {
 	select {
 	case f.turn <- struct{}{}:
 		defer func() { <-f.turn }()
@@ -277,7 +372,7 @@ func (fs *feeds) fetch(ctx context.Context, f *feed, first bool) (changed bool, 
 		return false, nil
 	}
 
-	ctx, cancel := context.WithTimeout(ctx, fs.timeout)
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	b, err := f.source.Fetch(ctx, f.name, etag)
 	var c content
@@ -295,6 +390,9 @@ func (fs *feeds) fetch(ctx context.Context, f *feed, first bool) (changed bool, 
 	case err == nil:
 		f.content, f.etag, f.loaded = c, b.ETag, true
 		changed = !loaded || c.digest != old
+		if fs.store != nil && b.Archive != nil {
+			f.unsaved = b
+		}
 	case errors.Is(err, bundles.ErrNotModified) && loaded:
 		err = nil
 	default:

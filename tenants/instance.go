@@ -36,6 +36,10 @@ type instance struct {
 	// changed: who holds one may go on using it.
 	current atomic.Pointer[revision]
 
+	// confirmed is when the sources last confirmed what it decides by, in
+	// nanoseconds since 1970; of the bundle for which that is longest ago.
+	confirmed atomic.Int64
+
 	ready   chan struct{} // closed when the first load has ended
 	refusal error         // why it is refused; set before ready is closed
 	fault   error         // set on an instance that stands for no tenant

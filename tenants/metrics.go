@@ -125,7 +125,7 @@ func newMetrics(p *Pool, reg prometheus.Registerer) *metrics {
 		}),
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gatehouse_bundle_failures_total",
-			Help: "Bundles that were not taken, by reason: not_found, refused (cannot be read), compile, fetch (the source cannot be asked).",
+			Help: "Bundles that were not taken, by reason: not_found, refused (cannot be read), compile, fetch (the source cannot be asked); and trouble with the store on disk: save, saved (cannot be used).",
 		}, []string{"reason"}),
 		evicted: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "gatehouse_memory_evictions_total",
@@ -151,7 +151,7 @@ func newMetrics(p *Pool, reg prometheus.Registerer) *metrics {
 		policiesDesc: prometheus.NewDesc("gatehouse_policies",
 			"Compiled policies in memory; tenants with the same content share one.", nil, nil),
 	}
-	for _, reason := range []string{"not_found", "refused", "compile", "fetch"} {
+	for _, reason := range []string{"not_found", "refused", "compile", "fetch", "save", "saved"} {
 		m.failures.WithLabelValues(reason)
 	}
 	if reg != nil {

@@ -82,6 +82,14 @@ type Config struct {
 	// default 256 MiB. What is over it is answered with ErrBusy.
 	BodyMemory int64
 
+	// Store keeps the last good bundles on disk, for loads while their sources
+	// are away. Optional.
+	Store *bundles.Store
+
+	// MaxStale is how long a tenant may go on deciding by bundles that its
+	// sources do not confirm; after that it is not ready. Default: for ever.
+	MaxStale time.Duration
+
 	// Memory bounds the estimate of what the tenants' policies and data take,
 	// in bytes; default none. Tenants that were not asked for longest are
 	// forgotten to stay within it.
@@ -179,8 +187,8 @@ func New(cfg Config) *Pool {
 		p.unready[id] = true
 	}
 	p.metrics = newMetrics(p, cfg.Registerer)
-	p.feeds = newFeeds(cfg.Logger, p.metrics, p.library, cfg.LoadTimeout)
-	p.feeds.changed = p.reactivate
+	p.feeds = newFeeds(cfg.Logger, p.metrics, p.library, cfg.LoadTimeout, cfg.Store)
+	p.feeds.changed, p.feeds.checked = p.reactivate, p.confirm
 	if cfg.Guard != nil {
 		p.guard = newInstance("", cfg.Guard, p.cpus)
 	}
@@ -351,7 +359,12 @@ func (p *Pool) fill(in *instance) (feeds []*feed, err error) {
 		}
 	}
 	in.env = policy.NewEnv(in.settings.Labels)
-	return feeds, p.activate(in, feeds)
+	err = p.activate(in, feeds)
+	for _, f := range feeds {
+		p.feeds.settle(f, err == nil)
+	}
+	in.confirmed.Store(oldestOf(feeds).UnixNano())
+	return feeds, err
 }
 
 // admit is the arrow from loading to warm. p.mu is held.
@@ -470,14 +483,44 @@ func (p *Pool) expire(in *instance) {
 
 // reactivate has the users of a feed decide by its new content.
 func (p *Pool) reactivate(users []*instance) {
+	good := map[*feed]bool{}
 	for _, in := range users {
 		p.mu.Lock()
 		feeds := in.feeds
 		p.mu.Unlock()
-		if len(feeds) > 0 { // else it is loading still, or parked by now
-			_ = p.activate(in, feeds) // reported there
+		if len(feeds) == 0 {
+			continue // it is loading still, or parked by now
+		}
+		err := p.activate(in, feeds) // reported there
+		for _, f := range feeds {
+			good[f] = good[f] || err == nil
 		}
 	}
+	for f, ok := range good {
+		p.feeds.settle(f, ok)
+	}
+}
+
+// confirm notes how old what its users decide by is, after a check of a feed.
+func (p *Pool) confirm(users []*instance) {
+	for _, in := range users {
+		p.mu.Lock()
+		feeds := in.feeds
+		p.mu.Unlock()
+		if len(feeds) > 0 {
+			in.confirmed.Store(oldestOf(feeds).UnixNano())
+		}
+	}
+}
+
+// oldestOf returns when the feed was confirmed for which that is longest ago.
+func oldestOf(feeds []*feed) (oldest time.Time) {
+	for i, f := range feeds {
+		if _, checked, _ := f.state(); i == 0 || checked.Before(oldest) {
+			oldest = checked
+		}
+	}
+	return oldest
 }
 
 // preload loads the tenants that are wanted at start, and tries again for those
