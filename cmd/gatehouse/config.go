@@ -45,9 +45,11 @@ type Config struct {
 	// Guard is the operator's own policy, which must allow too.
 	Guard Guard `yaml:"guard"`
 
+	// Persist keeps the last good bundles on disk.
+	Persist Persist `yaml:"persist"`
+
 	// The following are of parts that this version does not have. They may
 	// stand in the file as long as they ask for nothing.
-	Persist   Persist   `yaml:"persist"`   // directory: "" only
 	Redact    string    `yaml:"redact"`    // default or none; there is no log to redact
 	Telemetry Telemetry `yaml:"telemetry"` // otlp.endpoint: "" only
 }
@@ -227,13 +229,25 @@ type Guard struct {
 	Path string `yaml:"path"`
 }
 
-// Network, Persist and Telemetry are of later versions.
+// Persist says where the last good bundles are kept, for a start while their
+// sources are away. Whoever can write there can put any bundle in the place of a
+// tenant's that is not signed.
+type Persist struct {
+	// Directory is made where it is missing. At most 10 GiB and 100,000 files
+	// are kept; those that were confirmed longest ago go first. Default "":
+	// none are kept.
+	Directory string `yaml:"directory"`
+
+	// MaxStale is how long a tenant may go on deciding by bundles that its
+	// sources do not confirm, also without a directory; then it is not ready.
+	// Default 0s: for ever.
+	MaxStale Delay `yaml:"max_stale"`
+}
+
+// Network and Telemetry are of later versions.
 type (
 	Network struct {
 		AllowHosts []string `yaml:"allow_hosts"`
-	}
-	Persist struct {
-		Directory string `yaml:"directory"`
 	}
 	Telemetry struct {
 		OTLP struct {

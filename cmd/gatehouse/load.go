@@ -227,7 +227,6 @@ func (l *loader) absent() {
 			l.fault(path, "not supported by this version")
 		}
 	}
-	none("persist.directory", l.Persist.Directory == "")
 	none("telemetry.otlp.endpoint", l.Telemetry.OTLP.Endpoint == "")
 	if l.Redact != "default" && l.Redact != "none" {
 		l.fault("redact", "%q is not default or none", l.Redact)
@@ -488,7 +487,9 @@ func (l *loader) environment(path string, v any) any {
 
 // set reads what the file says of a tenant; path is where its opa block is.
 func (l *loader) set(path string, block map[string]any, keys TenantKeys) tenantSet {
-	template, notes, err := control.Parse(block, control.Options{Dir: l.Dir, Limits: l.limits(keys.Limits)})
+	template, notes, err := control.Parse(block, control.Options{
+		Dir: l.Dir, Limits: l.limits(keys.Limits), KeepArchive: l.Persist.Directory != "",
+	})
 	for _, n := range notes {
 		l.note(join(path, n.Path), n.Text)
 	}

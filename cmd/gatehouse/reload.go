@@ -133,6 +133,7 @@ func needRestart(old, next *Config) []string {
 		"grpc":                {old.GRPC, next.GRPC},
 		"drain":               {old.Drain, next.Drain},
 		"admin":               {old.Admin, next.Admin},
+		"persist":             {old.Persist, next.Persist},
 		"guard":               {old.Guard, next.Guard},
 		"tenants.preload":     {old.Tenants.Preload, next.Tenants.Preload},
 		"tenants.required":    {old.Tenants.Required, next.Tenants.Required},

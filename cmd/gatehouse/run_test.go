@@ -1,13 +1,17 @@
 package main
 
 import (
+	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -111,19 +115,40 @@ type server struct {
 // ready.
 func start(t *testing.T, text string, tenants map[string]string) *server {
 	t.Helper()
+	s := newServer(t)
+	for name, rego := range tenants {
+		s.tenant(name, rego)
+	}
+	s.serve(text, filepath.Join(s.dir, "tenants"))
+	return s
+}
+
+// startConfigured serves by a file alone.
+func startConfigured(t *testing.T, text string) *server {
+	t.Helper()
+	s := newServer(t)
+	s.serve(text)
+	return s
+}
+
+func newServer(t *testing.T) *server {
+	t.Helper()
 	s := &server{t: t, dir: t.TempDir(), grpc: freePort(t), admin: freePort(t), ended: make(chan error, 1)}
 	s.config = filepath.Join(s.dir, "gatehouse.yaml")
 	if err := os.Mkdir(filepath.Join(s.dir, "tenants"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for name, rego := range tenants {
-		s.tenant(name, rego)
-	}
+	return s
+}
+
+func (s *server) serve(text string, args ...string) {
+	t := s.t
+	t.Helper()
 	s.configure(text)
 	ctx, stop := context.WithCancel(t.Context())
 	s.stop = stop
 	go func() {
-		s.ended <- run(ctx, []string{"serve", "-c", s.config, filepath.Join(s.dir, "tenants")}, none, io.Discard, &s.log)
+		s.ended <- run(ctx, append([]string{"serve", "-c", s.config}, args...), none, io.Discard, &s.log)
 	}()
 	t.Cleanup(func() {
 		s.stop()
@@ -140,7 +165,6 @@ func start(t *testing.T, text string, tenants map[string]string) *server {
 	}
 	t.Cleanup(func() { s.conn.Close() })
 	s.eventually("ready", func() bool { code, _ := s.get("/readyz?verbose"); return code == http.StatusOK })
-	return s
 }
 
 func (s *server) configure(text string) {
@@ -378,4 +402,37 @@ func (b *syncBuffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.b.String()
+}
+
+// TestPersist restarts while the bundle service is away.
+func TestPersist(t *testing.T) {
+	var archive bytes.Buffer
+	zw := gzip.NewWriter(&archive)
+	tw := tar.NewWriter(zw)
+	const rego = "package envoy.authz\ndefault allow := true"
+	if err := errors.Join(tw.WriteHeader(&tar.Header{Name: "p.rego", Mode: 0o600, Size: int64(len(rego))})); err != nil {
+		t.Fatal(err)
+	}
+	_, err := tw.Write([]byte(rego))
+	if err := errors.Join(err, tw.Close(), zw.Close()); err != nil {
+		t.Fatal(err)
+	}
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write(archive.Bytes()) }))
+	defer service.Close()
+	text := "persist: {directory: " + filepath.Join(t.TempDir(), "saved") + "}\nopa:\n  services: {s: {url: \"" + service.URL + "\"}}\n  bundles: {b: {}}\n"
+	t.Run("first", func(t *testing.T) {
+		if s := startConfigured(t, text); !s.allowed("orders") {
+			t.Error("got a denial")
+		}
+	})
+	service.Close()
+	t.Run("again", func(t *testing.T) {
+		s := startConfigured(t, text)
+		if !s.allowed("orders") {
+			t.Error("got a denial, want the saved bundle to decide")
+		}
+		if _, body := s.get("/tenants/orders"); !strings.Contains(body, `"stale_since": "20`) {
+			t.Errorf("got status %s, want since when it is stale", body)
+		}
+	})
 }

@@ -25,6 +25,7 @@ import (
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 
+	"github.com/gatehouse-authz/gatehouse/bundles"
 	"github.com/gatehouse-authz/gatehouse/extauthz"
 	"github.com/gatehouse-authz/gatehouse/tenants"
 )
@@ -49,11 +50,19 @@ func serve(ctx context.Context, opts *options) error {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
+	var store *bundles.Store
+	if cfg.Persist.Directory != "" {
+		if store, err = bundles.NewStore(cfg.Persist.Directory); err != nil {
+			return fmt.Errorf("persist.directory: %w", err)
+		}
+	}
 	pool := tenants.New(tenants.Config{
 		Settings:   cfg.Settings,
 		Capacity:   int(cfg.Tenants.Capacity),
 		Parked:     parked(cfg.Tenants.Parked),
 		Grace:      time.Duration(cfg.Tenants.GracePeriod),
+		Store:      store,
+		MaxStale:   time.Duration(cfg.Persist.MaxStale),
 		Guard:      cfg.Guard,
 		Lend:       lender(),
 		Memory:     memoryBudget(int64(cfg.Tenants.Memory)),
