@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -297,4 +298,62 @@ func FuzzLoad(f *testing.F) {
 			t.Errorf("got settings %+v of a file without faults", s)
 		}
 	})
+}
+
+// Every key of the file is in docs/operations.md or the README, and the examples
+// there are such that load reads them.
+func TestDocs(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	operations, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	both := string(readme) + string(operations)
+	for _, key := range keysOf(reflect.TypeFor[Config]()) {
+		if !strings.Contains(both, key) {
+			t.Errorf("%s stands neither in the README nor in docs/operations.md", key)
+		}
+	}
+
+	text := ""
+	for i, block := range strings.Split(string(readme), "```") {
+		if yaml, ok := strings.CutPrefix(block, "yaml\n"); ok && i%2 == 1 && !strings.Contains(yaml, "typed_per_filter_config") {
+			text += yaml
+		}
+	}
+	dir := t.TempDir()
+	for _, path := range []string{"guard/g.rego", "run/token"} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, path)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, path), []byte("package guard\nallow := true"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text = strings.NewReplacer("/etc/gatehouse", dir, "/run/secrets", dir+"/run").Replace(text)
+	cfg, err := load(writeFile(t, text), "", false)
+	if err != nil {
+		t.Fatalf("%v\nin\n%s", err, text)
+	}
+	if cfg.Guard == nil || len(cfg.overrides) != 1 {
+		t.Errorf("got guard %v and %d overrides, want those of the README", cfg.Guard, len(cfg.overrides))
+	}
+}
+
+// keysOf returns the keys of a configuration's structs.
+func keysOf(typ reflect.Type) (keys []string) {
+	for i := range typ.NumField() {
+		f := typ.Field(i)
+		name, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+		if name != "" {
+			keys = append(keys, name)
+		}
+		if f.Type.Kind() == reflect.Struct && strings.HasSuffix(f.Type.PkgPath(), "gatehouse") {
+			keys = append(keys, keysOf(f.Type)...)
+		}
+	}
+	return keys
 }
