@@ -238,9 +238,11 @@ func TestGrace(t *testing.T) {
 		time.Sleep(30 * time.Second)
 		s.fetched("orders", 1) // polling has stopped
 		s.Set("orders", deny)
+		release := s.Hold("orders")
 		s.allows("orders") // revived: what it has answers at once,
 		s.in("orders", tenants.Warm)
 		s.in("payments", tenants.Parked)
+		release()
 		synctest.Wait() // and the source is asked at once
 		s.denies("orders")
 		s.fetched("orders", 2)
