@@ -54,6 +54,10 @@ type Bundle struct {
 	// of equal Service and Resource are the same. It says nothing of secrets.
 	Service string
 
+	// Final reports whether the source's word that there is no such bundle
+	// ends a tenant that has it. Else the last good one goes on serving.
+	Final bool
+
 	// Read reads the bundle's archive as Source would: within its limits,
 	// verified with its keys. Nil for a bundle of a directory, of which no
 	// archive is kept.
@@ -220,7 +224,7 @@ func (r *reader) tenant(o object, t *Tenant, name string) {
 		}
 		o.value("bundles")
 		bundle := Bundle{
-			Name: DirBundle, Resource: name, Source: r.opts.Dir, Service: "dir",
+			Name: DirBundle, Resource: name, Source: r.opts.Dir, Service: "dir", Final: true,
 			MinDelay: dirMinDelay, MaxDelay: dirMaxDelay,
 		}
 		if verify := r.verification("", "", nil); verify != nil {

@@ -20,6 +20,7 @@ type feed struct {
 	key    string
 	source bundles.Source
 	name   string
+	final  bool                                     // what it does not have is gone
 	reread func(io.Reader) (*bundles.Bundle, error) // reads a saved archive; nil: none is saved
 
 	// turn has room for the one that fetches; others wait for it.
@@ -33,6 +34,7 @@ type feed struct {
 	stale   time.Time // since when checks give nothing; zero: they do
 	checked time.Time // the last check that gave an answer
 	fails   int       // in a row
+	missing int       // of these, answers that there is no such bundle
 
 	unsaved *bundles.Bundle // the newest, until it has been activated or refused
 	noted   time.Time       // when the store was last told that it is confirmed
@@ -69,6 +71,7 @@ type feeds struct {
 	store   *bundles.Store          // of last good bundles; nil: none are kept
 	changed func(users []*instance) // told after a feed has new content
 	checked func(users []*instance) // told after each check that gave an answer
+	ended   func(users []*instance) // told of a bundle that its source no longer has, for good
 
 	mu    sync.Mutex
 	byKey map[string]*feed
@@ -105,7 +108,7 @@ func (fs *feeds) join(in *instance, b control.Bundle, seed *feedSeed) *feed {
 	f := fs.byKey[key]
 	if f == nil {
 		f = &feed{
-			key: key, source: b.Source, name: b.Resource, reread: b.Read,
+			key: key, source: b.Source, name: b.Resource, final: b.Final, reread: b.Read,
 			turn:  make(chan struct{}, 1),
 			users: map[*instance]struct{}{},
 			min:   b.MinDelay, max: b.MaxDelay,
@@ -246,7 +249,22 @@ func (fs *feeds) check(ctx context.Context, f *feed) error {
 		fs.checked(users)
 		fs.note(f)
 	}
+	if f.gone() {
+		fs.ended(users)
+	}
 	return err
+}
+
+// missingInRow is how often a source must say that there is no such bundle, one
+// time after the other, before it is believed: a folder may be in the midst of
+// being replaced.
+const missingInRow = 3
+
+// gone reports whether the source's bundle is gone, and its word final.
+func (f *feed) gone() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.final && f.missing >= missingInRow
 }
 
 // note tells the store, now and then, that what is saved is what the source has.
@@ -399,6 +417,9 @@ func (fs *feeds) fetch(ctx context.Context, f *feed, first bool, timeout time.Du
 		if f.fails++; f.stale.IsZero() {
 			f.stale = now
 		}
+		if f.missing++; !errors.Is(err, bundles.ErrNotFound) {
+			f.missing = 0
+		}
 		if f.err == nil || f.err.Error() != err.Error() {
 			fs.log.Warn("bundle not updated", "bundle", f.name, "error", err, "serving", loaded)
 		}
@@ -409,7 +430,7 @@ func (fs *feeds) fetch(ctx context.Context, f *feed, first bool, timeout time.Du
 	if f.err != nil && loaded {
 		fs.log.Info("bundle source is back", "bundle", f.name)
 	}
-	f.err, f.stale, f.fails, f.checked = nil, time.Time{}, 0, now
+	f.err, f.stale, f.fails, f.missing, f.checked = nil, time.Time{}, 0, 0, now
 	return changed, nil
 }
 

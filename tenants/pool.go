@@ -188,7 +188,7 @@ func New(cfg Config) *Pool {
 	}
 	p.metrics = newMetrics(p, cfg.Registerer)
 	p.feeds = newFeeds(cfg.Logger, p.metrics, p.library, cfg.LoadTimeout, cfg.Store)
-	p.feeds.changed, p.feeds.checked = p.reactivate, p.confirm
+	p.feeds.changed, p.feeds.checked, p.feeds.ended = p.reactivate, p.confirm, p.end
 	if cfg.Guard != nil {
 		p.guard = newInstance("", cfg.Guard, p.cpus)
 	}
@@ -501,6 +501,24 @@ func (p *Pool) reactivate(users []*instance) {
 	}
 }
 
+// end is the arrow from warm straight to gone, for tenants whose bundle is gone.
+func (p *Pool) end(users []*instance) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, in := range users {
+		if current, ok := p.warm.Peek(in.id); !ok || current != in {
+			continue // parked by now, or the guard
+		}
+		p.log.Warn("tenant is gone from its source", "tenant", in.id)
+		p.warm.Remove(in.id)
+		for _, f := range in.feeds {
+			p.feeds.leave(in, f)
+		}
+		in.feeds = nil
+		p.bury(in)
+	}
+}
+
 // confirm notes how old what its users decide by is, after a check of a feed.
 func (p *Pool) confirm(users []*instance) {
 	for _, in := range users {
@@ -641,7 +659,6 @@ func (p *Pool) Refresh(ctx context.Context, id ID) error {
 			return err
 		}
 	}
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	return in.status.err
+	// A poll may have fetched it first, and be compiling it still.
+	return p.activate(in, feeds)
 }

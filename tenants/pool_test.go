@@ -611,6 +611,30 @@ func TestNotFoundAfterGood(t *testing.T) {
 	})
 }
 
+// Where the source's word is final, like a directory's, a tenant ends with its
+// bundle; but not while the folder is only being replaced.
+func TestFinalSource(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t, tenants.Config{}, func(_ tenants.ID, s *tenants.Settings) { s.Bundles[0].Final = true })
+		s.allows("orders")
+		s.Fail("orders", bundles.ErrNotFound)
+		time.Sleep(1500 * time.Millisecond)
+		s.allows("orders")
+		s.Fail("orders", nil)
+		time.Sleep(time.Minute)
+		s.Fail("orders", errors.New("stale file handle"))
+		time.Sleep(time.Minute)
+		s.allows("orders")
+		s.Fail("orders", bundles.ErrNotFound)
+		time.Sleep(10 * time.Second)
+		s.fails("orders", tenants.ErrUnknown)
+		s.denies("payments")
+		s.Fail("orders", nil)
+		time.Sleep(2 * time.Second)
+		s.allows("orders")
+	})
+}
+
 // Load, eviction, revival and forgetting, over and over, leave nothing behind.
 func TestCycles(t *testing.T) {
 	var before, after runtime.MemStats
