@@ -143,7 +143,8 @@ type Tenants struct {
 	Memory Size `yaml:"memory"`
 
 	// BodyMemory bounds the bodies of all tenants that are being read at once;
-	// what is over it is answered with 503. Default 256MiB.
+	// what is over it is answered with 503. Default a sixteenth of the memory
+	// limit, at most 256MiB.
 	BodyMemory Size `yaml:"body_memory"`
 
 	// Preload names tenants that are loaded at start; ["*"] all those of the
@@ -270,7 +271,6 @@ func defaultConfig() *Config {
 			Capacity:    10_000,
 			Parked:      1000,
 			GracePeriod: Duration(5 * time.Minute),
-			BodyMemory:  256 << 20,
 			TenantKeys: TenantKeys{
 				Limits: Limits{
 					EvaluationTime:      Duration(500 * time.Millisecond),

@@ -83,13 +83,35 @@ func fitContainer(log *slog.Logger) (stop func()) {
 	}
 }
 
-// memoryBudget returns what policies and data may take: as set, or half of the
-// memory limit, or 0 for no bound where there is no limit.
-func memoryBudget(set int64) int64 {
-	if limit := debug.SetMemoryLimit(-1); set == 0 && limit != math.MaxInt64 {
-		return limit / 2
+// budgets are the bounds of memory that follow from the limit.
+type budgets struct {
+	tenants  int64 // policies and data; 0: none
+	messages int64 // checks being answered
+	bodies   int64 // bodies being read, of all tenants
+}
+
+// Shares of the memory limit, and what they are at most.
+const (
+	tenantsShare  = 2
+	messagesShare = 8
+	bodiesShare   = 16
+	maxMessages   = 512 << 20
+	maxBodies     = 256 << 20
+)
+
+// newBudgets returns the budgets that the file sets, or those that follow from
+// the memory limit.
+func newBudgets(cfg *Tenants) budgets {
+	b := budgets{tenants: int64(cfg.Memory), messages: maxMessages, bodies: int64(cfg.BodyMemory)}
+	limit := debug.SetMemoryLimit(-1)
+	if b.bodies == 0 {
+		b.bodies = min(maxBodies, limit/bodiesShare)
 	}
-	return set
+	b.messages = min(b.messages, limit/messagesShare)
+	if limit != math.MaxInt64 && b.tenants == 0 {
+		b.tenants = limit / tenantsShare
+	}
+	return b
 }
 
 // lender returns what gives the Go runtime n processors more than it has by

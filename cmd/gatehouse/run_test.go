@@ -9,11 +9,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
@@ -349,6 +351,15 @@ func TestListen(t *testing.T) {
 	} else {
 		again.Close()
 	}
+	abstract, err := listen("unix://@gatehouse-test", 0)
+	if err != nil {
+		t.Errorf("abstract socket: got %v", err)
+	} else {
+		if _, err := os.Stat("@gatehouse-test"); err == nil {
+			t.Error("abstract socket: got a file")
+		}
+		abstract.Close()
+	}
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -363,6 +374,22 @@ func TestListen(t *testing.T) {
 		if got := loopback(s); got != want {
 			t.Errorf("loopback(%q): got %t, want %t", s, got, want)
 		}
+	}
+}
+
+func TestBudgets(t *testing.T) {
+	old := debug.SetMemoryLimit(-1)
+	defer debug.SetMemoryLimit(old)
+	debug.SetMemoryLimit(math.MaxInt64)
+	if got := newBudgets(&Tenants{}); got != (budgets{0, 512 << 20, 256 << 20}) {
+		t.Errorf("without a limit: got %+v", got)
+	}
+	debug.SetMemoryLimit(256 << 20)
+	if got := newBudgets(&Tenants{}); got != (budgets{128 << 20, 32 << 20, 16 << 20}) {
+		t.Errorf("with 256 MiB: got %+v", got)
+	}
+	if got := newBudgets(&Tenants{Memory: 1, BodyMemory: 2}); got != (budgets{1, 32 << 20, 2}) {
+		t.Errorf("as set: got %+v", got)
 	}
 }
 

@@ -56,6 +56,7 @@ func serve(ctx context.Context, opts *options) error {
 			return fmt.Errorf("persist.directory: %w", err)
 		}
 	}
+	budget := newBudgets(&cfg.Tenants)
 	pool := tenants.New(tenants.Config{
 		Settings:   cfg.Settings,
 		Capacity:   int(cfg.Tenants.Capacity),
@@ -65,8 +66,8 @@ func serve(ctx context.Context, opts *options) error {
 		MaxStale:   time.Duration(cfg.Persist.MaxStale),
 		Guard:      cfg.Guard,
 		Lend:       lender(),
-		Memory:     memoryBudget(int64(cfg.Tenants.Memory)),
-		BodyMemory: int64(cfg.Tenants.BodyMemory),
+		Memory:     budget.tenants,
+		BodyMemory: budget.bodies,
 		Preload:    cfg.Preload,
 		Required:   cfg.Required,
 		Registerer: registry,
@@ -74,6 +75,7 @@ func serve(ctx context.Context, opts *options) error {
 	})
 	checkConfig := routing(cfg)
 	checkConfig.Pool, checkConfig.Refused, checkConfig.Logger = pool, pool.Refused, log
+	checkConfig.MessageMemory = budget.messages
 	checkConfig.MaxMessageBytes = int(cfg.GRPC.MaxMessageBytes)
 	checks, err := extauthz.New(checkConfig)
 	if err != nil {
