@@ -267,73 +267,6 @@ func (f *feed) gone() bool {
 	return f.final && f.missing >= missingInRow
 }
 
-// note tells the store, now and then, that what is saved is what the source has.
-func (fs *feeds) note(f *feed) {
-	f.mu.Lock()
-	now := time.Now()
-	due := fs.store != nil && f.reread != nil && now.Sub(f.noted) >= noteInterval
-	if due {
-		f.noted = now
-	}
-	f.mu.Unlock()
-	if !due {
-		return
-	}
-	if err := fs.store.Confirm(f.key, now); err != nil && !errors.Is(err, bundles.ErrNotSaved) {
-		fs.metrics.failed("save")
-		fs.log.Warn("saved bundle not confirmed", "bundle", f.name, "error", err)
-	}
-}
-
-// settle ends the wait of a feed's newest bundle for its activation: it is saved
-// if it decides for somebody, and not kept in either case.
-func (fs *feeds) settle(f *feed, good bool) {
-	f.mu.Lock()
-	b := f.unsaved
-	f.unsaved = nil
-	if b != nil && good {
-		f.noted = time.Now()
-	}
-	f.mu.Unlock()
-	if b == nil || !good {
-		return
-	}
-	if err := fs.store.Save(f.key, b); err != nil {
-		fs.metrics.failed("save")
-		fs.log.Error("bundle not saved, serving goes on", "bundle", f.name, "error", err)
-	}
-}
-
-// saved gives f, whose source has failed with cause, the saved bundle. It
-// returns cause where there is none.
-func (fs *feeds) saved(f *feed, cause error) error {
-	var status *bundles.StatusError
-	known := errors.Is(cause, bundles.ErrNotFound) && !errors.As(cause, &status) // the source says that there is no such bundle
-	if fs.store == nil || f.reread == nil || known {
-		return cause
-	}
-	s, err := fs.store.Load(f.key, f.reread)
-	if err == nil {
-		var c content
-		if c, err = fs.library.prepare(s.Bundle); err == nil {
-			f.mu.Lock()
-			defer f.mu.Unlock()
-			if f.loaded {
-				return nil
-			}
-			f.content, f.etag, f.loaded = c, s.ETag, true
-			f.checked, f.stale, f.err = s.ConfirmedAt, s.ConfirmedAt, cause
-			fs.log.Warn("saved bundle is used, its source is away", "bundle", f.name, "stale_since", s.ConfirmedAt, "error", cause)
-			return nil
-		}
-	}
-	if !errors.Is(err, bundles.ErrNotSaved) {
-		fs.metrics.failed("saved")
-		fs.log.Error("saved bundle cannot be used", "bundle", f.name, "error", err)
-	}
-	return cause
-}
-
 // load returns once f has content: at once where it has, else after a fetch, or
 // from the store where that fails. It returns the fetch's error.
 func (fs *feeds) load(ctx context.Context, f *feed) error {
@@ -448,17 +381,21 @@ func reasonOf(err error) string {
 // feedQueue is a heap of feeds by the time they are due.
 type feedQueue []*feed
 
-func (q feedQueue) Len() int           { return len(q) }
+func (q feedQueue) Len() int { return len(q) }
+
 func (q feedQueue) Less(i, j int) bool { return q[i].due.Before(q[j].due) }
+
 func (q feedQueue) Swap(i, j int) {
 	q[i], q[j] = q[j], q[i]
 	q[i].index, q[j].index = i, j
 }
+
 func (q *feedQueue) Push(x any) {
 	f := x.(*feed)
 	f.index = len(*q)
 	*q = append(*q, f)
 }
+
 func (q *feedQueue) Pop() any {
 	last := len(*q) - 1
 	f := (*q)[last]
