@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -86,7 +88,7 @@ func newAdmin(pool *tenants.Pool, ready *readiness, gatherer prometheus.Gatherer
 		})
 	}
 	return &http.Server{
-		Handler:           mux,
+		Handler:           http.NewCrossOriginProtection().Handler(ownName(mux)),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      30 * time.Second,
@@ -94,6 +96,26 @@ func newAdmin(pool *tenants.Pool, ready *readiness, gatherer prometheus.Gatherer
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
+}
+
+// ownName refuses requests for names that are no address, "localhost" apart, on
+// a listener of this machine alone: a page in a browser here reaches the listener
+// under a name of its own, which it has made an address of this machine.
+func ownName(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		local, _ := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
+		if r.TLS == nil && local != nil && local.IP.IsLoopback() {
+			host := r.Host
+			if h, _, err := net.SplitHostPort(host); err == nil {
+				host = h
+			}
+			if host != "localhost" && net.ParseIP(strings.Trim(host, "[]")) == nil {
+				http.Error(w, "ask for localhost or an address", http.StatusMisdirectedRequest)
+				return
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // refreshTime bounds the wait for a refresh, which goes on without it.

@@ -286,6 +286,49 @@ func TestServe(t *testing.T) {
 	}
 }
 
+// TestAdminInABrowser: a page of another origin gets nothing, under whatever
+// name it reaches the listener.
+func TestAdminInABrowser(t *testing.T) {
+	s := start(t, "", map[string]string{"orders": "allow := true"})
+	request := func(method, path, host string, header http.Header) int {
+		req, err := http.NewRequestWithContext(t.Context(), method, "http://"+s.admin+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header = header
+		if host != "" {
+			req.Host = host
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+	for _, c := range []struct {
+		method, host string
+		header       http.Header
+		want         int
+	}{
+		{"GET", "", http.Header{}, 200},
+		{"GET", "localhost:8282", http.Header{}, 200},
+		{"GET", "[::1]:8282", http.Header{}, 200},
+		{"GET", "evil.example.com:8282", http.Header{}, 421},
+		{"POST", "", http.Header{}, 404}, // no such tenant
+		{"POST", "", http.Header{"Origin": {"https://evil.example.com"}}, 403},
+		{"POST", "", http.Header{"Sec-Fetch-Site": {"cross-site"}}, 403},
+	} {
+		path := "/tenants"
+		if c.method == "POST" {
+			path = "/tenants/nobody/refresh"
+		}
+		if got := request(c.method, path, c.host, c.header); got != c.want {
+			t.Errorf("%s for %q with %v: got %d, want %d", c.method, c.host, c.header, got, c.want)
+		}
+	}
+}
+
 // TestReload changes the file while the server runs: by itself, and on SIGHUP.
 func TestReload(t *testing.T) {
 	s := start(t, "", map[string]string{"orders": "allow := opa.runtime().config.labels.color == \"red\"", "payments": "allow := true"})
