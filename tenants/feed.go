@@ -17,11 +17,12 @@ import (
 
 // feed is one bundle at its source, polled once for all tenants that name it.
 type feed struct {
-	key    string
-	source bundles.Source
-	name   string
-	final  bool                                     // what it does not have is gone
-	reread func(io.Reader) (*bundles.Bundle, error) // reads a saved archive; nil: none is saved
+	key     string
+	service string
+	source  bundles.Source
+	name    string
+	final   bool                                     // what it does not have is gone
+	reread  func(io.Reader) (*bundles.Bundle, error) // reads a saved archive; nil: none is saved
 
 	// turn has room for the one that fetches; others wait for it.
 	turn chan struct{}
@@ -40,6 +41,10 @@ type feed struct {
 	noted   time.Time       // when the store was last told that it is confirmed
 
 	// Guarded by feeds.mu.
+	slow     bool  // its fetches take long
+	lane     *lane // where it runs; nil: it does not
+	waits    bool  // it is due, and waits for its lane
+	patient  bool  // the worker that has it gives it all the time there is
 	users    map[*instance]struct{}
 	min, max time.Duration // the polling delays
 	due      time.Time
@@ -76,13 +81,22 @@ type feeds struct {
 	mu    sync.Mutex
 	byKey map[string]*feed
 	queue feedQueue
+	lanes map[string]*lane // :: service → its lane, while anything runs or waits there
+	slow  lane
 	wake  chan struct{} // has room for one: the schedule changed
 }
 
 // Bounds of the schedule.
 const (
-	pollWorkers = 8
-	minBackoff  = time.Second
+	// pollWorkers poll at once, serviceWorkers at most for one service, and
+	// slowWorkers at most what took longer than fastFetch the last time: a
+	// source that is slow or stalled holds up no other.
+	pollWorkers    = 32
+	serviceWorkers = 16
+	slowWorkers    = 8
+	fastFetch      = time.Second
+
+	minBackoff = time.Second
 	// sourceFirst is how long a source is waited for before a saved bundle is
 	// looked for; the source is asked again soon after.
 	sourceFirst = time.Second
@@ -95,6 +109,8 @@ func newFeeds(log *slog.Logger, m *metrics, l *library, timeout time.Duration, s
 	return &feeds{
 		log: log, metrics: m, library: l, timeout: timeout, store: store,
 		byKey: map[string]*feed{},
+		lanes: map[string]*lane{},
+		slow:  lane{limit: slowWorkers},
 		wake:  make(chan struct{}, 1),
 	}
 }
@@ -108,7 +124,7 @@ func (fs *feeds) join(in *instance, b control.Bundle, seed *feedSeed) *feed {
 	f := fs.byKey[key]
 	if f == nil {
 		f = &feed{
-			key: key, source: b.Source, name: b.Resource, final: b.Final, reread: b.Read,
+			key: key, service: b.Service, source: b.Source, name: b.Resource, final: b.Final, reread: b.Read,
 			turn:  make(chan struct{}, 1),
 			users: map[*instance]struct{}{},
 			min:   b.MinDelay, max: b.MaxDelay,
@@ -167,6 +183,8 @@ func (fs *feeds) schedule(f *feed, at time.Time) {
 		return
 	}
 	switch {
+	case f.waits:
+		return
 	case f.index < 0:
 		f.due = at
 		heap.Push(&fs.queue, f)
@@ -189,7 +207,8 @@ func (fs *feeds) run(ctx context.Context) {
 	for range pollWorkers {
 		wg.Go(func() {
 			for f := range work {
-				_ = fs.check(ctx, f) // noted by the feed
+				_ = fs.check(ctx, f, f.patient) // noted by the feed
+				fs.done(f)
 			}
 		})
 	}
@@ -218,24 +237,90 @@ func (fs *feeds) run(ctx context.Context) {
 	}
 }
 
-// next takes the feed that is due, or returns how long to wait for one.
+// next takes the feed that is due and whose lane has room, or returns how long
+// to wait for one.
 func (fs *feeds) next() (*feed, time.Duration) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	if len(fs.queue) == 0 {
-		return nil, time.Hour
+	for len(fs.queue) > 0 {
+		if wait := time.Until(fs.queue[0].due); wait > 0 {
+			return nil, wait
+		}
+		f := heap.Pop(&fs.queue).(*feed)
+		l := fs.laneOf(f)
+		if l.running < l.limit {
+			l.running++
+			f.lane, f.patient = l, l == &fs.slow
+			return f, 0
+		}
+		f.waits = true
+		l.waiting = append(l.waiting, f)
 	}
-	if wait := time.Until(fs.queue[0].due); wait > 0 {
-		return nil, wait
+	return nil, time.Hour
+}
+
+// lane is a share of the workers. What waits for it is no longer in the queue.
+type lane struct {
+	limit   int
+	running int
+	waiting []*feed
+}
+
+// laneOf returns the lane of a feed: that of its service, or that of all feeds
+// which take long. fs.mu is held.
+func (fs *feeds) laneOf(f *feed) *lane {
+	if f.slow {
+		return &fs.slow
 	}
-	return heap.Pop(&fs.queue).(*feed), 0
+	l := fs.lanes[f.service]
+	if l == nil {
+		l = &lane{limit: serviceWorkers}
+		fs.lanes[f.service] = l
+	}
+	return l
+}
+
+// done gives back f's place in its lane, to the feed that waited for it longest.
+func (fs *feeds) done(f *feed) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	l := f.lane
+	f.lane = nil
+	l.running--
+	for len(l.waiting) > 0 {
+		w := l.waiting[0]
+		l.waiting[0] = nil
+		l.waiting = l.waiting[1:]
+		w.waits = false
+		if len(w.users) > 0 {
+			fs.schedule(w, time.Now())
+			break
+		}
+	}
+	if l.running == 0 && len(l.waiting) == 0 && l != &fs.slow {
+		delete(fs.lanes, f.service)
+	}
 }
 
 // check is one poll of f: it fetches, tells the users of new content, and sets
-// the time of the next. The error is that of the fetch.
-func (fs *feeds) check(ctx context.Context, f *feed) error {
-	changed, err := fs.fetch(ctx, f, false, fs.timeout)
+// the time of the next. A poll that is not patient ends after fastFetch; the feed
+// is slow then, and checked again at once among those that are. The error is that
+// of the fetch.
+func (fs *feeds) check(ctx context.Context, f *feed, patient bool) error {
+	limit := fs.timeout
+	if !patient {
+		limit = min(limit, fastFetch)
+	}
+	begun := time.Now()
+	changed, err := fs.fetch(ctx, f, false, limit, patient)
 	fs.mu.Lock()
+	if errors.Is(err, errSlow) {
+		f.slow = true
+		fs.schedule(f, time.Now())
+		fs.mu.Unlock()
+		return err
+	}
+	f.slow = patient && time.Since(begun) > fastFetch
 	users := make([]*instance, 0, len(f.users))
 	for in := range f.users {
 		users = append(users, in)
@@ -274,12 +359,12 @@ func (fs *feeds) load(ctx context.Context, f *feed) error {
 	if fs.store != nil && f.reread != nil {
 		first = min(first, sourceFirst)
 	}
-	_, err := fs.fetch(ctx, f, true, first)
+	_, err := fs.fetch(ctx, f, true, first, true)
 	if err != nil {
 		cause := err
 		err = fs.saved(f, cause)
 		if err != nil && first < fs.timeout && errors.Is(cause, context.DeadlineExceeded) {
-			_, err = fs.fetch(ctx, f, true, fs.timeout) // slow, and nothing is saved
+			_, err = fs.fetch(ctx, f, true, fs.timeout, true) // slow, and nothing is saved
 		}
 	}
 	if err == nil {
@@ -309,7 +394,8 @@ func (f *feed) delay() time.Duration {
 
 // fetch asks the source for what is newer than the content. With first it only
 // fetches where there is no content at all. One fetch of a feed runs at a time.
-func (fs *feeds) fetch(ctx context.Context, f *feed, first bool, timeout time.Duration) (changed bool, err error) {
+// One that is not patient and runs out of time is errSlow: not a failure yet.
+func (fs *feeds) fetch(ctx context.Context, f *feed, first bool, timeout time.Duration, patient bool) (changed bool, err error) {
 	select {
 	case f.turn <- struct{}{}:
 		defer func() { <-f.turn }()
@@ -323,9 +409,18 @@ func (fs *feeds) fetch(ctx context.Context, f *feed, first bool, timeout time.Du
 		return false, nil
 	}
 
+	outer := ctx
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	b, err := f.source.Fetch(ctx, f.name, etag)
+	if err != nil && !patient && ctx.Err() != nil && outer.Err() == nil {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.err == nil {
+			f.err, f.stale = errSlow, time.Now()
+		}
+		return false, errSlow
+	}
 	var c content
 	if err == nil {
 		c, err = fs.library.prepare(b)
@@ -366,6 +461,9 @@ func (fs *feeds) fetch(ctx context.Context, f *feed, first bool, timeout time.Du
 	f.err, f.stale, f.fails, f.missing, f.checked = nil, time.Time{}, 0, 0, now
 	return changed, nil
 }
+
+// errSlow: a fetch that was given little time takes longer.
+var errSlow = errors.New("bundle takes long")
 
 // reasonOf classes an error of a fetch for the metric.
 func reasonOf(err error) string {

@@ -509,3 +509,53 @@ func TestMemoryBudget(t *testing.T) {
 		s.allows("same3")
 	})
 }
+
+// A source that stalls holds up no other, and one slow bundle of a service none
+// of its others.
+func TestStalledSource(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t, tenants.Config{}, func(id tenants.ID, s *tenants.Settings) {
+			if strings.HasPrefix(string(id), "ill") {
+				s.Bundles[0].Service = "ill"
+			}
+		})
+		s.allows("orders")
+		for i := range 100 {
+			name := fmt.Sprintf("ill%d", i)
+			s.Set(name, allow)
+			s.allows(tenants.ID(name))
+		}
+		s.Set("near", allow) // of the good service, and slow
+		s.allows("near")
+		var release []func()
+		for i := range 100 {
+			release = append(release, s.Hold(fmt.Sprintf("ill%d", i)))
+		}
+		release = append(release, s.Hold("near"))
+		for n := range 20 {
+			text := deny
+			if n%2 == 1 {
+				text = allow
+			}
+			s.Set("orders", text)
+			time.Sleep(2 * time.Second)
+			if n%2 == 0 {
+				s.denies("orders")
+			} else {
+				s.allows("orders")
+			}
+		}
+		if got, _ := s.Tenant("ill7"); got.StaleSince == nil || got.Error == "" {
+			t.Errorf("got status %+v, want that it is stale", got)
+		}
+		for _, r := range release {
+			r()
+		}
+		time.Sleep(3 * time.Minute)
+		for _, st := range s.Tenants() {
+			if st.Error != "" || st.StaleSince != nil {
+				t.Errorf("got status %+v, want it fresh again", st)
+			}
+		}
+	})
+}

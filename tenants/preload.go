@@ -100,7 +100,7 @@ func (p *Pool) Refresh(ctx context.Context, id ID) error {
 	feeds := in.feeds
 	p.mu.Unlock()
 	for _, f := range feeds {
-		if err := p.feeds.check(ctx, f); err != nil {
+		if err := p.feeds.check(ctx, f, true); err != nil {
 			return err
 		}
 	}
