@@ -99,7 +99,7 @@ const (
 	minBackoff = time.Second
 	// sourceFirst is how long a source is waited for before a saved bundle is
 	// looked for; the source is asked again soon after.
-	sourceFirst = time.Second
+	sourceFirst = 250 * time.Millisecond
 	// noteInterval is how often the store is told at most that a saved bundle
 	// is that of its source still.
 	noteInterval = time.Minute

@@ -160,7 +160,8 @@ type Pool struct {
 	unready map[ID]bool // required, and never loaded yet
 	loading map[ID]*instance
 	queue   []*instance // loading, and waiting for their turn
-	loads   int         // loading right now
+	loads   int         // loading right now, in their turn
+	slow    int         // loading for long, which have left their turn
 	warm    *simplelru.LRU[ID, *instance]
 	parked  *simplelru.LRU[ID, *instance] // oldest first
 	refused *simplelru.LRU[ID, *instance]
@@ -299,11 +300,35 @@ func (p *Pool) start(in *instance) {
 	p.work.Go(func() { p.loader(in) })
 }
 
+// A load that takes longer than slowLoad leaves its turn to the next, so that
+// sources that hang hold up no other tenant; at most slowLoads do.
+const (
+	slowLoad  = time.Second
+	slowLoads = 256
+)
+
 // loader loads in, and then what waits, until nothing does.
 func (p *Pool) loader(in *instance) {
 	for in != nil {
+		left, ended := false, false // guarded by p.mu
+		slow := time.AfterFunc(slowLoad, func() {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			if ended || p.slow >= slowLoads || p.closed {
+				return
+			}
+			left = true
+			p.slow++
+			p.loads--
+			if next := p.dequeue(); next != nil {
+				p.start(next)
+			}
+		})
 		feeds, err := p.fill(in)
+		slow.Stop()
+
 		p.mu.Lock()
+		ended = true
 		switch {
 		case in.replaces != nil:
 			p.replace(in, feeds, err)
@@ -315,23 +340,35 @@ func (p *Pool) loader(in *instance) {
 			delete(p.loading, in.id)
 			p.refuse(in, err)
 		}
-		in = nil
-		if len(p.queue) > 0 && !p.closed {
-			in = p.queue[0]
-			p.queue[0] = nil
-			p.queue = p.queue[1:]
-		} else {
+		if left { // its turn is another's
+			p.slow--
+			in = nil
+		} else if in = p.dequeue(); in == nil {
 			p.loads--
-			for _, rest := range p.queue { // the pool is closed
-				if rest.replaces == nil {
-					delete(p.loading, rest.id)
-					p.refuse(rest, errors.New("stopping"))
-				}
-			}
-			p.queue = nil
 		}
 		p.mu.Unlock()
 	}
+}
+
+// dequeue takes the tenant that waits longest for its load; nil: none does. When
+// the pool is closed those that wait are refused. p.mu is held.
+func (p *Pool) dequeue() *instance {
+	if p.closed {
+		for _, rest := range p.queue {
+			if rest.replaces == nil {
+				delete(p.loading, rest.id)
+				p.refuse(rest, errors.New("stopping"))
+			}
+		}
+		p.queue = nil
+	}
+	if len(p.queue) == 0 {
+		return nil
+	}
+	in := p.queue[0]
+	p.queue[0] = nil
+	p.queue = p.queue[1:]
+	return in
 }
 
 // fill fetches the bundles of in and makes its first revision.

@@ -510,6 +510,32 @@ func TestMemoryBudget(t *testing.T) {
 	})
 }
 
+// Loads that hang leave their turn to others after a second.
+func TestHangingLoads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t, tenants.Config{Loads: 4}, nil)
+		var release []func()
+		for i := range 40 {
+			name := fmt.Sprintf("ill%d", i)
+			s.Set(name, allow)
+			release = append(release, s.Hold(name))
+			go s.ask(tenants.ID(name))
+		}
+		synctest.Wait()
+		s.fails("orders", tenants.ErrNotReady) // it waits for its turn
+		time.Sleep(10 * time.Second)
+		s.allows("orders")
+		for _, r := range release {
+			r()
+		}
+		synctest.Wait()
+		for i := range 40 {
+			s.allows(tenants.ID(fmt.Sprintf("ill%d", i)))
+		}
+		s.denies("payments")
+	})
+}
+
 // A source that stalls holds up no other, and one slow bundle of a service none
 // of its others.
 func TestStalledSource(t *testing.T) {
