@@ -20,22 +20,31 @@ build: ## Build bin/gatehouse
 envoy: ## Fetch the pinned Envoy binaries into .cache
 	@e2e/fetch-envoy
 
+.PHONY: tools
+tools: envoy ## Build the S3 server, the ill network and the oracle of the tests into .cache
+	@e2e/fetch-tools
+
 .PHONY: demo
-demo: build ## Show it: three tenants behind a real Envoy (DEMO_ONCE=1 ends it)
+demo: build ## Show it: three tenants in S3 behind a real Envoy (DEMO_ONCE=1 ends it)
 	@e2e/fetch-envoy 1.40.0
+	@e2e/fetch-tools versitygw
 	@cd e2e && go build -o ../bin/demo ./demo
-	@bin/demo -gatehouse $(BIN) -envoy .cache/envoy-1.40.0
+	@bin/demo -gatehouse $(BIN) -envoy .cache/envoy-1.40.0 -s3 .cache/versitygw-1.8.0
 
 .PHONY: test
-test: lint unit e2e ## Everything that CI runs: lint, unit tests with the race detector, e2e with real Envoy
+test: lint unit e2e ## Lint, unit tests with the race detector, e2e with real Envoy and S3
 
 .PHONY: unit
 unit: ## Unit tests, recorded vectors and fuzz seeds, with the race detector
 	go run $(GOTESTSUM) --format pkgname -- -race -timeout 5m ./...
 
 .PHONY: e2e
-e2e: build envoy ## End-to-end tests with real Envoy
-	cd e2e && GATEHOUSE_BIN=$(CURDIR)/$(BIN) go run $(GOTESTSUM) --format testname -- -timeout 10m ./...
+e2e: build tools ## End-to-end tests with real Envoy and a real S3 server
+	cd e2e && GATEHOUSE_BIN=$(CURDIR)/$(BIN) go run $(GOTESTSUM) --format testname -- -timeout 10m $$(cd $(CURDIR)/e2e && go list ./... | grep -v /faults)
+
+.PHONY: faults
+faults: build tools ## Break what it depends on, flood it, stop it (GATEHOUSE_FAULTS_SOAK=8h adds a soak)
+	cd e2e && GATEHOUSE_BIN=$(CURDIR)/$(BIN) go run $(GOTESTSUM) --format standard-verbose -- -count=1 -timeout $(or $(FAULTS_TIMEOUT),20m) ./faults
 
 .PHONY: lint
 lint: ## gofmt, vet and staticcheck

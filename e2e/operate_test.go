@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"net/http"
 	"os/exec"
 	"strings"
@@ -164,4 +165,28 @@ func TestExample(t *testing.T) {
 			t.Errorf("envoy --mode validate: %v\n%s", err, out)
 		}
 	})
+}
+
+// activated is since when a tenant has had its policy.
+func activated(t *testing.T, g *stage.Gatehouse, tenant string) (at string) {
+	t.Helper()
+	text, err := g.Get("/tenants/" + tenant)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var status struct{ Activated string }
+	if err := json.Unmarshal([]byte(text), &status); err != nil {
+		t.Fatal(err)
+	}
+	return status.Activated
+}
+
+// metric returns the value of a series, or 0 where there is none.
+func metric(t *testing.T, g *stage.Gatehouse, series string) float64 {
+	t.Helper()
+	value, err := g.Metric(series)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return value
 }

@@ -314,6 +314,7 @@ func (n *network) logged(t *testing.T, resp *stage.Response) object {
 // tenantStatus is what the admin listener says of a tenant.
 type tenantStatus struct {
 	State, Revision, Error string
+	StaleSince             *time.Time `json:"stale_since"`
 }
 
 func statusOf(t *testing.T, g *stage.Gatehouse, tenant string) (s tenantStatus) {

@@ -2,7 +2,11 @@
 // each, a backend that echoes. It sends requests, prints what comes of them,
 // changes a policy while all run, and stays up until it is interrupted.
 //
-//	go run ./demo -envoy PATH [-gatehouse PATH] [-port 10000]
+//	go run ./demo -envoy PATH [-s3 PATH] [-gatehouse PATH] [-port 10000]
+//
+// With -s3, which names a versitygw, the tenants' bundles are in a bucket of an S3
+// server on this machine, and the change is an upload; without it they are in a
+// directory.
 //
 // The Envoy is the one of deploy/envoy/envoy.yaml, with other ports; the tenants
 // are those of deploy/demo, copied, so that the change does not touch them.
@@ -53,6 +57,7 @@ func run(ctx context.Context, args []string, once bool, stdout io.Writer) error 
 	flags := flag.NewFlagSet("demo", flag.ContinueOnError)
 	envoyBinary := flags.String("envoy", os.Getenv("GATEHOUSE_E2E_ENVOY_1_40"), "`path` of the Envoy binary; empty: the one that fetch-envoy left")
 	gatehouseBinary := flags.String("gatehouse", os.Getenv("GATEHOUSE_BIN"), "`path` of the gatehouse binary; empty: it is built")
+	s3Binary := flags.String("s3", "", "`path` of the versitygw binary; empty: bundles come from a directory")
 	port := flags.Int("port", 10000, "where Envoy listens on loopback; 0, or one that is taken: any")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return err
@@ -92,10 +97,23 @@ func run(ctx context.Context, args []string, once bool, stdout io.Writer) error 
 		return err
 	}
 	config := filepath.Join(dir, "gatehouse.yaml")
-	if err := os.WriteFile(config, []byte(stage.Listen), 0o600); err != nil {
+	text, args := stage.Listen, []string{"-c", config}
+	var env []string
+	var shelf *shelf
+	if *s3Binary == "" {
+		args = append(args, tenants)
+	} else {
+		if shelf, err = newShelf(*s3Binary, dir, tenants); err != nil {
+			return err
+		}
+		defer shelf.Stop()
+		text += shelf.config()
+		env = shelf.Root.Environment()
+	}
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return err
 	}
-	gatehouse, err := stage.StartGatehouse(*gatehouseBinary, "-c", config, tenants)
+	gatehouse, err := stage.StartGatehouseIn(env, *gatehouseBinary, args...)
 	if err != nil {
 		return err
 	}
@@ -117,7 +135,7 @@ func run(ctx context.Context, args []string, once bool, stdout io.Writer) error 
 	}
 	defer envoy.Kill()
 
-	d := &demo{out: stdout, addr: envoy.Listeners["main"], tenants: tenants}
+	d := &demo{out: stdout, addr: envoy.Listeners["main"], tenants: tenants, shelf: shelf}
 	d.show(ctx)
 	if ctx.Err() != nil {
 		return nil
@@ -136,8 +154,9 @@ Envoy listens on http://%[1]s and gatehouse tells of its tenants on http://%[2]s
   curl -i http://%[1]s/storefront/
   curl http://%[2]s/tenants/orders
 
-Change a policy in %[3]s and ask again. Interrupt to end.
-`, d.addr, gatehouse.Admin, tenants, token("carol", 500))
+%[3]s
+and ask again. Interrupt to end.
+`, d.addr, gatehouse.Admin, d.change(), token("carol", 500))
 	select {
 	case <-ctx.Done():
 		return nil
@@ -164,6 +183,7 @@ type demo struct {
 	out     io.Writer
 	addr    string // of Envoy
 	tenants string // the folder
+	shelf   *shelf // nil: gatehouse reads the folder
 	wrong   int    // answers
 }
 
@@ -181,7 +201,11 @@ type ask struct {
 }
 
 func (d *demo) show(ctx context.Context) {
-	d.say("Three tenants, three policies, one gatehouse. Envoy asks it about each request.\n")
+	d.say("Three tenants, three policies, one gatehouse. Envoy asks it about each request.")
+	if d.shelf != nil {
+		d.say("Their bundles are in an S3 bucket, and each is loaded when its tenant is asked for the first time.")
+	}
+	d.say("")
 
 	d.say("orders: roles in the tenant's data say who may do what (deploy/demo/orders).")
 	d.do(ask{method: "GET", path: "/orders/42", headers: []string{"x-user: alice"},
@@ -220,7 +244,11 @@ func (d *demo) show(ctx context.Context) {
 		time.Sleep(50 * time.Millisecond)
 	}
 	bob.status, bob.text = 200, ""
-	bob.why = fmt.Sprintf("%.1f s after data.json of orders changed", time.Since(begun).Seconds())
+	what := "data.json of orders changed"
+	if d.shelf != nil {
+		what = "the bundle of orders was uploaded"
+	}
+	bob.why = fmt.Sprintf("%.1f s after %s", time.Since(begun).Seconds(), what)
 	d.do(bob)
 }
 
@@ -239,7 +267,18 @@ func (d *demo) promote() error {
 	if err := os.WriteFile(next, []byte(changed), 0o600); err != nil {
 		return err
 	}
-	return os.Rename(next, file)
+	if err := os.Rename(next, file); err != nil || d.shelf == nil {
+		return err
+	}
+	return d.shelf.upload("orders")
+}
+
+// change says how to change a policy.
+func (d *demo) change() string {
+	if d.shelf == nil {
+		return "Change a policy in " + d.tenants
+	}
+	return d.shelf.change("orders")
 }
 
 func (d *demo) say(format string, args ...any) { fmt.Fprintf(d.out, format+"\n", args...) }

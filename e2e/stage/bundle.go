@@ -43,12 +43,14 @@ func Bundle(files map[string]string) []byte {
 type BundleServer struct {
 	URL string
 
-	server *http.Server
-	mu     sync.Mutex
-	held   map[string]bundle      // guarded by mu
-	gets   map[string]map[int]int // :: name → status → answers; guarded by mu
-	hangs  map[string]bool        // guarded by mu
-	closed chan struct{}
+	server  *http.Server
+	mu      sync.Mutex
+	held    map[string]bundle           // guarded by mu
+	gets    map[string]map[int]int      // :: name → status → answers; guarded by mu
+	hangs   map[string]bool             // guarded by mu
+	custom  map[string]http.HandlerFunc // :: name → what answers instead; guarded by mu
+	lookups int                         // requests; guarded by mu
+	closed  chan struct{}
 }
 
 type bundle struct {
@@ -67,6 +69,7 @@ func StartBundleServer() (*BundleServer, error) {
 		held:   map[string]bundle{},
 		gets:   map[string]map[int]int{},
 		hangs:  map[string]bool{},
+		custom: map[string]http.HandlerFunc{},
 		closed: make(chan struct{}),
 	}
 	s.server = &http.Server{Handler: http.HandlerFunc(s.serve)}
@@ -93,6 +96,20 @@ func (s *BundleServer) Hang(name string) {
 	s.hangs[name] = true
 }
 
+// Answer has requests for a bundle answered by a function, until the next Put.
+func (s *BundleServer) Answer(name string, by http.HandlerFunc) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.custom[name] = by
+}
+
+// Lookups returns how many requests there were, for whatever bundle.
+func (s *BundleServer) Lookups() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lookups
+}
+
 // Answers returns how often requests for a bundle were answered with a status.
 func (s *BundleServer) Answers(name string, status int) int {
 	s.mu.Lock()
@@ -104,14 +121,20 @@ func (s *BundleServer) put(name string, b bundle) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.held[name] = b
+	delete(s.custom, name)
 }
 
 func (s *BundleServer) serve(w http.ResponseWriter, r *http.Request) {
 	name := strings.TrimSuffix(strings.TrimPrefix(r.URL.Path, "/"), ".tar.gz")
 	s.mu.Lock()
 	b, ok := s.held[name]
-	hangs := s.hangs[name]
+	hangs, custom := s.hangs[name], s.custom[name]
+	s.lookups++
 	s.mu.Unlock()
+	if custom != nil {
+		custom(w, r)
+		return
+	}
 	if hangs {
 		select {
 		case <-r.Context().Done():

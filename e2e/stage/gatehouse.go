@@ -2,16 +2,21 @@ package stage
 
 import (
 	"encoding/json"
+	"errors"
+	"io"
 	"net/http"
+	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 )
 
 // Listen is the part of a gatehouse configuration that lets the system choose
-// the ports.
+// the ports, and that does not wait for proxies to look elsewhere at the end.
 const Listen = `
 grpc:  {listen: "127.0.0.1:0"}
 admin: {listen: "127.0.0.1:0"}
+drain: {delay: 0s}
 `
 
 // Gatehouse is a running gatehouse.
@@ -23,7 +28,13 @@ type Gatehouse struct {
 
 // StartGatehouse runs "gatehouse serve" with these arguments until it is ready.
 func StartGatehouse(binary string, args ...string) (*Gatehouse, error) {
-	g, err := StartUnready(binary, args...)
+	return StartGatehouseIn(nil, binary, args...)
+}
+
+// StartGatehouseIn is StartGatehouse with variables, each NAME=VALUE, that the
+// environment has beside its own.
+func StartGatehouseIn(env []string, binary string, args ...string) (*Gatehouse, error) {
+	g, err := startUnready(env, binary, args...)
 	if err != nil {
 		return nil, err
 	}
@@ -43,7 +54,13 @@ func StartGatehouse(binary string, args ...string) (*Gatehouse, error) {
 
 // StartUnready runs "gatehouse serve" until it listens.
 func StartUnready(binary string, args ...string) (*Gatehouse, error) {
-	p, err := Start("gatehouse", exec.Command(binary, append([]string{"serve", "-log-format=json"}, args...)...))
+	return startUnready(nil, binary, args...)
+}
+
+func startUnready(env []string, binary string, args ...string) (*Gatehouse, error) {
+	cmd := exec.Command(binary, append([]string{"serve", "-log-format=json"}, args...)...)
+	cmd.Env = append(os.Environ(), env...)
+	p, err := Start("gatehouse", cmd)
 	if err != nil {
 		return nil, err
 	}
@@ -64,4 +81,29 @@ func (g *Gatehouse) addresses() bool {
 		}
 	}
 	return false
+}
+
+// Get asks the admin listener.
+func (g *Gatehouse) Get(path string) (string, error) {
+	resp, err := http.Get("http://" + g.Admin + path)
+	if err != nil {
+		return "", err
+	}
+	body, err := io.ReadAll(resp.Body)
+	return string(body), errors.Join(err, resp.Body.Close())
+}
+
+// Metric returns the value of a series, written as /metrics does, or 0 where
+// there is none.
+func (g *Gatehouse) Metric(series string) (float64, error) {
+	text, err := g.Get("/metrics")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(text) {
+		if value, ok := strings.CutPrefix(strings.TrimSpace(line), series+" "); ok {
+			return strconv.ParseFloat(value, 64)
+		}
+	}
+	return 0, nil
 }

@@ -1,0 +1,175 @@
+package faults
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
+
+	"github.com/gatehouse-authz/gatehouse/e2e/stage"
+)
+
+// More policies and data than memory is given for: tenants come and go, and the
+// process stays small.
+func TestMemoryBudget(t *testing.T) {
+	const count = 60
+	s := newShelf(t)
+	all := make([]string, count)
+	for i := range all {
+		all[i] = fmt.Sprintf("tenant-%d", i)
+		var rows strings.Builder
+		for row := range 10_000 {
+			fmt.Fprintf(&rows, `{"id": %d, "of": %d},`, row, i)
+		}
+		s.publishWith(all[i], 1, map[string]string{"rows/data.json": `{"all": [` + rows.String() + `0]}`})
+	}
+	g := serve(t, from(s.URL)+"tenants: {memory: 64MiB}\n")
+	c := dial(t, g.GRPC)
+	memory := watchMemory(t, g.Pid())
+	load(t, all, func(tenant string) { c.becomes(t, tenant, 1, 10*time.Second) })
+	load(t, all, func(tenant string) {
+		eventually(t, tenant+" decides again", func() bool { return c.revisionOf(tenant) != "" })
+	})
+	stop := asks(t, s.judge, 200, all[count-5:], c.ask) // those that fit are left alone
+	time.Sleep(3 * time.Second)
+	r := stop(t)
+	before, peak := memory()
+	evicted, used := metric(t, g, "gatehouse_memory_evictions_total"), metric(t, g, "gatehouse_memory_bytes")
+	if evicted == 0 || used > 64<<20 {
+		t.Errorf("forgotten for memory: %v, in use: %v bytes, want some and at most 64 MiB", evicted, used)
+	}
+	if peak > 1<<30 {
+		t.Errorf("memory rose from %s to %s", mib(before), mib(peak))
+	}
+	if r.failed*50 > r.answers {
+		t.Errorf("faults of tenants that fit: %v of %d, want at most 2 %%", r.faults, r.answers)
+	}
+	t.Logf("PASS: %d tenants, %v forgotten for memory, %s estimated; %s; memory %s, at most %s", count, evicted, mib(int64(used)), r, mib(before), mib(peak))
+}
+
+// nameServer is a DNS server that is as ill as it is told to be.
+type nameServer struct{ mode atomic.Value } // "well", "unknown", "silent" or "failing"
+
+func startNameServer(t *testing.T, addr string) *nameServer {
+	t.Helper()
+	conn, err := net.ListenPacket("udp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	s := &nameServer{}
+	s.mode.Store("well")
+	go func() {
+		buf := make([]byte, 4096)
+		for {
+			n, from, err := conn.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			var m dnsmessage.Message
+			if m.Unpack(buf[:n]) != nil || len(m.Questions) != 1 {
+				continue
+			}
+			m.Response, m.RecursionAvailable, m.Additionals = true, true, nil
+			switch s.mode.Load() {
+			case "silent":
+				continue
+			case "unknown":
+				m.RCode = dnsmessage.RCodeNameError
+			case "failing":
+				m.RCode = dnsmessage.RCodeServerFailure
+			default:
+				if q := m.Questions[0]; q.Type == dnsmessage.TypeA {
+					m.Answers = []dnsmessage.Resource{{
+						Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class, TTL: 1},
+						Body:   &dnsmessage.AResource{A: [4]byte{127, 0, 0, 1}},
+					}}
+				}
+			}
+			if out, err := m.Pack(); err == nil {
+				_, _ = conn.WriteTo(out, from)
+			}
+		}
+	}()
+	return s
+}
+
+// The name of the source does not resolve: what is loaded decides, and when it
+// does again, the newest revision does.
+func TestNames(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can give gatehouse a resolver of its own")
+	}
+	const resolver = "127.0.0.77"
+	names := startNameServer(t, resolver+":53")
+	s := newShelf(t)
+	toxiproxy, err := stage.StartToxiproxy(tool(t, "toxiproxy"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(toxiproxy.Kill)
+	link, err := toxiproxy.Link("bundles", strings.TrimPrefix(s.URL, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, err := net.SplitHostPort(link.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.publish("orders", 1)
+
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "resolv.conf"), "nameserver "+resolver+"\noptions timeout:2 attempts:2\n")
+	script := filepath.Join(dir, "gatehouse")
+	write(t, script, fmt.Sprintf(`#!/bin/sh
+export GODEBUG=netdns=go
+exec unshare --mount sh -c 'mount --bind "$0" /etc/resolv.conf && exec "$@"' %s %s "$@"
+`, filepath.Join(dir, "resolv.conf"), built.path))
+	if err := os.Chmod(script, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	saved := built.path
+	built.path = script
+	g := serve(t, from("http://bundles.stage.test:"+port))
+	built.path = saved
+	c := dial(t, g.GRPC)
+	c.becomes(t, "orders", 1, 5*time.Second)
+
+	n := 1
+	for _, mode := range []string{"unknown", "failing", "silent"} {
+		t.Run(mode, func(t *testing.T) {
+			stop := asks(t, s.judge, 200, []string{"orders"}, c.ask)
+			names.mode.Store(mode)
+			if err := link.Down(); err != nil { // so that a new connection is needed
+				t.Fatal(err)
+			}
+			if err := link.Up(); err != nil {
+				t.Fatal(err)
+			}
+			n++
+			s.publish("orders", n)
+			fresh := "fresh-" + mode
+			s.publish(fresh, 1)
+			begun := time.Now()
+			if a := c.ask(fresh, 0); a.allowed || a.status != 503 || time.Since(begun) > time.Second {
+				t.Errorf("a tenant that cannot be loaded: got %+v after %s, want 503 within 1 s", a, time.Since(begun))
+			}
+			told := eventually(t, "the status tells of the name", func() bool { return statusOf(t, g, "orders").Error != "" })
+			what := statusOf(t, g, "orders").Error
+			names.mode.Store("well")
+			back := c.becomes(t, "orders", n, 15*time.Second)
+			c.becomes(t, fresh, 1, 30*time.Second)
+			r := stop(t)
+			if r.failed > 0 {
+				t.Errorf("faults: %v, want none", r.faults)
+			}
+			t.Logf("PASS %s: %s; told of after %s (%s); current %s after the name is back", mode, r, told, what[max(0, strings.LastIndex(what, "lookup")):], back)
+		})
+	}
+}
