@@ -48,7 +48,7 @@ var variants = []map[string]any{
 	{"open": []string{"/open/"}, "roles": map[string]any{"alice": "manager", "bob": "clerk"}},
 	{"open": []string{}, "roles": map[string]any{"alice": "clerk", "bob": "manager"}},
 	{"open": []string{"/open/"}, "roles": map[string]any{"bob": "clerk"}},
-	{"open": []string{}, "roles": map[string]any{}},
+	{"open": []string{}, "roles": map[string]any{"alice": "clerk"}},
 }
 
 // bundleOf returns the files of revision n of a tenant. More files may be given.
