@@ -53,6 +53,77 @@ func TestMemoryBudget(t *testing.T) {
 	t.Logf("PASS: %d tenants, %v forgotten for memory, %s estimated; %s; memory %s, at most %s", count, evicted, mib(int64(used)), r, mib(before), mib(peak))
 }
 
+// The container has less memory than its tenants want: what follows from its
+// limit keeps the kernel from ending the process.
+func TestContainerMemory(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can make a cgroup")
+	}
+	const count, limit = 60, 512 << 20
+	group, join := memoryGroup(t, limit)
+	s := newShelf(t)
+	all := make([]string, count)
+	for i := range all {
+		all[i] = fmt.Sprintf("tenant-%d", i)
+		var rows strings.Builder
+		for row := range 10_000 {
+			fmt.Fprintf(&rows, `{"id": %d, "of": %d},`, row, i)
+		}
+		s.publishWith(all[i], 1, map[string]string{"rows/data.json": `{"all": [` + rows.String() + `0]}`})
+	}
+	script := filepath.Join(t.TempDir(), "gatehouse")
+	write(t, script, fmt.Sprintf("#!/bin/sh\necho $$ >%s/%s && exec %s \"$@\"\n", group, join, built.path))
+	if err := os.Chmod(script, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	saved := built.path
+	built.path = script
+	g := serve(t, from(s.URL))
+	built.path = saved
+	c := dial(t, g.GRPC)
+	memory := watchMemory(t, g.Pid())
+	for range 2 {
+		load(t, all, func(tenant string) {
+			eventually(t, tenant+" decides", func() bool { return c.revisionOf(tenant) != "" })
+		})
+	}
+	stop := asks(t, s.judge, 200, all[count-3:], c.ask)
+	time.Sleep(2 * time.Second)
+	r := stop(t)
+	_, peak := memory()
+	evicted := metric(t, g, "gatehouse_memory_evictions_total")
+	if evicted == 0 || peak > limit {
+		t.Errorf("forgotten for memory: %v, memory at most %s, want some and less than %s", evicted, mib(peak), mib(limit))
+	}
+	t.Logf("PASS: %d tenants in %s: %v forgotten; %s; memory at most %s", count, mib(limit), evicted, r, mib(peak))
+}
+
+// memoryGroup makes a cgroup with a limit of memory, and returns it with the
+// name of the file that takes its processes. It is removed when the test ends.
+func memoryGroup(t *testing.T, limit int) (group, join string) {
+	t.Helper()
+	parent, file, join := "/sys/fs/cgroup/memory", "memory.limit_in_bytes", "cgroup.procs"
+	if _, err := os.Stat(parent); err != nil {
+		parent, file = "/sys/fs/cgroup", "memory.max"
+	}
+	group = filepath.Join(parent, fmt.Sprintf("gatehouse-test-%d", os.Getpid()))
+	if err := os.Mkdir(group, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for range 100 { // until its processes are gone
+			if os.Remove(group) == nil {
+				return
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+	})
+	if err := os.WriteFile(filepath.Join(group, file), fmt.Append(nil, limit), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return group, join
+}
+
 // nameServer is a DNS server that is as ill as it is told to be.
 type nameServer struct{ mode atomic.Value } // "well", "unknown", "silent" or "failing"
 
