@@ -325,9 +325,8 @@ func (c *content) digest() [32]byte {
 }
 
 // read has OPA read everything but the modules, which are parsed here with the
-// options that OPA would use. OPA parses them on goroutines of its own, where nobody could recover
-// from a panic of the parser and one bundle would end the process for all.
-// It also parses all at once; one bundle has no claim to every core.
+// options that OPA would use: one after the other, since one bundle has no claim
+// to every core, and where a panic is an error of this bundle alone.
 func (c *content) read(name string) (_ *bundle.Bundle, err error) {
 	defer recoverTo(&err)
 	b, err := bundle.NewCustomReader(&loader{files: c.files}).

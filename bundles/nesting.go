@@ -139,10 +139,9 @@ func (m *measure) node(n *yaml.Node, depth int) (extent, error) {
 }
 
 // checkRego bounds how deep brackets nest in a module, counting those in the
-// expressions of template strings, and takes its tokens from left. It reads strings, escapes and comments as
-// OPA's scanner does, so that no text hides brackets from it. The parser has a
-// bound of its own, but it is so high that nested templates take all memory
-// long before.
+// expressions of template strings, and takes its tokens from left: what a parser
+// needs follows from both. It reads strings, escapes and comments as OPA's
+// scanner does, so that no text hides brackets from it.
 func checkRego(src []byte, nesting int, left *int64) error {
 	var open []byte // closing brackets awaited; '"' and '`' for the '}' that resumes a template
 	push := func(closing byte) error {
