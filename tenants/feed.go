@@ -41,10 +41,8 @@ type feed struct {
 	noted   time.Time       // when the store was last told that it is confirmed
 
 	// Guarded by feeds.mu.
-	slow     bool  // its fetches take long
-	lane     *lane // where it runs; nil: it does not
-	waits    bool  // it is due, and waits for its lane
-	patient  bool  // the worker that has it gives it all the time there is
+	slow     bool // its fetches take long
+	waits    bool // it is due, and waits for its lane
 	users    map[*instance]struct{}
 	min, max time.Duration // the polling delays
 	due      time.Time
@@ -202,13 +200,13 @@ func (fs *feeds) schedule(f *feed, at time.Time) {
 
 // run polls until ctx ends, and then waits for its workers.
 func (fs *feeds) run(ctx context.Context) {
-	work := make(chan *feed)
+	work := make(chan poll)
 	var wg sync.WaitGroup
 	for range pollWorkers {
 		wg.Go(func() {
-			for f := range work {
-				_ = fs.check(ctx, f, f.patient) // noted by the feed
-				fs.done(f)
+			for p := range work {
+				_ = fs.check(ctx, p.feed, p.lane == &fs.slow) // noted by the feed
+				fs.done(p)
 			}
 		})
 	}
@@ -218,8 +216,8 @@ func (fs *feeds) run(ctx context.Context) {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
-		f, wait := fs.next()
-		if f == nil {
+		p, wait := fs.next()
+		if p.feed == nil {
 			timer.Reset(wait)
 			select {
 			case <-timer.C:
@@ -230,33 +228,39 @@ func (fs *feeds) run(ctx context.Context) {
 			continue
 		}
 		select {
-		case work <- f:
+		case work <- p:
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
+// poll is one check of a feed, and the lane in which it has a place. A feed may
+// be due again before its last poll has given back its own.
+type poll struct {
+	feed *feed
+	lane *lane
+}
+
 // next takes the feed that is due and whose lane has room, or returns how long
 // to wait for one.
-func (fs *feeds) next() (*feed, time.Duration) {
+func (fs *feeds) next() (poll, time.Duration) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	for len(fs.queue) > 0 {
 		if wait := time.Until(fs.queue[0].due); wait > 0 {
-			return nil, wait
+			return poll{}, wait
 		}
 		f := heap.Pop(&fs.queue).(*feed)
 		l := fs.laneOf(f)
 		if l.running < l.limit {
 			l.running++
-			f.lane, f.patient = l, l == &fs.slow
-			return f, 0
+			return poll{f, l}, 0
 		}
 		f.waits = true
 		l.waiting = append(l.waiting, f)
 	}
-	return nil, time.Hour
+	return poll{}, time.Hour
 }
 
 // lane is a share of the workers. What waits for it is no longer in the queue.
@@ -280,12 +284,12 @@ func (fs *feeds) laneOf(f *feed) *lane {
 	return l
 }
 
-// done gives back f's place in its lane, to the feed that waited for it longest.
-func (fs *feeds) done(f *feed) {
+// done gives back the place of a poll in its lane, to the feed that waited for it
+// longest.
+func (fs *feeds) done(p poll) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	l := f.lane
-	f.lane = nil
+	l := p.lane
 	l.running--
 	for len(l.waiting) > 0 {
 		w := l.waiting[0]
@@ -298,7 +302,7 @@ func (fs *feeds) done(f *feed) {
 		}
 	}
 	if l.running == 0 && len(l.waiting) == 0 && l != &fs.slow {
-		delete(fs.lanes, f.service)
+		delete(fs.lanes, p.feed.service)
 	}
 }
 
