@@ -36,7 +36,7 @@ test: lint unit e2e ## Lint, unit tests with the race detector, e2e with real En
 
 .PHONY: unit
 unit: ## Unit tests, recorded vectors and fuzz seeds, with the race detector
-	go run $(GOTESTSUM) --format pkgname -- -race -timeout 5m ./...
+	go run $(GOTESTSUM) --format pkgname --rerun-fails=1 --rerun-fails-max-failures=2 --packages ./... -- -race -timeout 5m
 
 .PHONY: e2e
 e2e: build tools ## End-to-end tests with real Envoy and a real S3 server
