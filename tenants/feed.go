@@ -81,6 +81,7 @@ type feeds struct {
 	queue feedQueue
 	lanes map[string]*lane // :: service → its lane, while anything runs or waits there
 	slow  lane
+	ready []poll        // waited for their lane, and have a place there now
 	wake  chan struct{} // has room for one: the schedule changed
 }
 
@@ -192,9 +193,14 @@ func (fs *feeds) schedule(f *feed, at time.Time) {
 	default:
 		return
 	}
+	fs.rouse()
+}
+
+// rouse has run look at the schedule.
+func (fs *feeds) rouse() {
 	select {
 	case fs.wake <- struct{}{}:
-	default:
+	default: // it will anyway
 	}
 }
 
@@ -247,6 +253,11 @@ type poll struct {
 func (fs *feeds) next() (poll, time.Duration) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
+	if len(fs.ready) > 0 {
+		p := fs.ready[0]
+		fs.ready = fs.ready[1:]
+		return p, 0
+	}
 	for len(fs.queue) > 0 {
 		if wait := time.Until(fs.queue[0].due); wait > 0 {
 			return poll{}, wait
@@ -285,25 +296,27 @@ func (fs *feeds) laneOf(f *feed) *lane {
 }
 
 // done gives back the place of a poll in its lane, to the feed that waited for it
-// longest.
+// longest. That feed has the place from now on: were it only due again, and went
+// elsewhere or away before its turn, nobody would wake those behind it.
 func (fs *feeds) done(p poll) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	l := p.lane
 	l.running--
-	for len(l.waiting) > 0 {
+	for len(l.waiting) > 0 && l.running < l.limit {
 		w := l.waiting[0]
 		l.waiting[0] = nil
 		l.waiting = l.waiting[1:]
 		w.waits = false
 		if len(w.users) > 0 {
-			fs.schedule(w, time.Now())
-			break
+			l.running++
+			fs.ready = append(fs.ready, poll{w, l})
 		}
 	}
-	if l.running == 0 && len(l.waiting) == 0 && l != &fs.slow {
+	if l.running == 0 && l != &fs.slow {
 		delete(fs.lanes, p.feed.service)
 	}
+	fs.rouse()
 }
 
 // check is one poll of f: it fetches, tells the users of new content, and sets
