@@ -20,15 +20,7 @@ import (
 func TestMemoryBudget(t *testing.T) {
 	const count = 60
 	s := newShelf(t)
-	all := make([]string, count)
-	for i := range all {
-		all[i] = fmt.Sprintf("tenant-%d", i)
-		var rows strings.Builder
-		for row := range 10_000 {
-			fmt.Fprintf(&rows, `{"id": %d, "of": %d},`, row, i)
-		}
-		s.publishWith(all[i], 1, map[string]string{"rows/data.json": `{"all": [` + rows.String() + `0]}`})
-	}
+	all := publishLarge(s, count)
 	g := serve(t, from(s.URL)+"tenants: {memory: 64MiB}\n")
 	c := dial(t, g.GRPC)
 	memory := watchMemory(t, g.Pid())
@@ -62,15 +54,7 @@ func TestContainerMemory(t *testing.T) {
 	const count, limit = 60, 512 << 20
 	group, join := memoryGroup(t, limit)
 	s := newShelf(t)
-	all := make([]string, count)
-	for i := range all {
-		all[i] = fmt.Sprintf("tenant-%d", i)
-		var rows strings.Builder
-		for row := range 10_000 {
-			fmt.Fprintf(&rows, `{"id": %d, "of": %d},`, row, i)
-		}
-		s.publishWith(all[i], 1, map[string]string{"rows/data.json": `{"all": [` + rows.String() + `0]}`})
-	}
+	all := publishLarge(s, count)
 	script := filepath.Join(t.TempDir(), "gatehouse")
 	write(t, script, fmt.Sprintf("#!/bin/sh\necho $$ >%s/%s && exec %s \"$@\"\n", group, join, built.path))
 	if err := os.Chmod(script, 0o700); err != nil {
@@ -96,6 +80,21 @@ func TestContainerMemory(t *testing.T) {
 		t.Errorf("forgotten for memory: %v, memory at most %s, want some and less than %s", evicted, mib(peak), mib(limit))
 	}
 	t.Logf("PASS: %d tenants in %s: %v forgotten; %s; memory at most %s", count, mib(limit), evicted, r, mib(peak))
+}
+
+// publishLarge publishes tenants with much data of their own, and returns their
+// names.
+func publishLarge(s *shelf, count int) []string {
+	all := make([]string, count)
+	for i := range all {
+		all[i] = fmt.Sprintf("tenant-%d", i)
+		var rows strings.Builder
+		for row := range 10_000 {
+			fmt.Fprintf(&rows, `{"id": %d, "of": %d},`, row, i)
+		}
+		s.publishWith(all[i], 1, map[string]string{"rows/data.json": `{"all": [` + rows.String() + `0]}`})
+	}
+	return all
 }
 
 // memoryGroup makes a cgroup with a limit of memory, and returns it with the
