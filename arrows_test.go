@@ -22,6 +22,7 @@ var arrows = map[string][]string{ // :: room → rooms it may import
 	"control":       {"bundles", "policy"},
 	"policy":        {},
 	"bundles":       {},
+	"schedule":      {},
 	"authztest":     {"tenants", "control", "policy", "bundles"},
 }
 
