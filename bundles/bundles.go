@@ -13,7 +13,8 @@
 //     wait has a bound (see Limits); a bundle beyond one is refused before OPA
 //     sees it, and OPA's panics are refusals too.
 //   - Nothing in a bundle is executed, and nothing it names is fetched.
-//     WebAssembly and delta bundles are refused.
+//     WebAssembly is refused, and so are delta bundles but where the caller of
+//     HTTP.Next says which bundle they may change.
 //   - With keys, a bundle is verified before OPA reads it, and one that is not
 //     signed is refused (see ReadVerified). Without keys, a signed bundle is
 //     refused, as there is nothing to verify it with.
@@ -22,6 +23,7 @@
 //   - Equal content has an equal Digest, whether it came as an archive or as
 //     a folder, and an equal Digest means equal content.
 //   - A Bundle is never changed once it has been returned.
+//   - However many are read at once, few large ones are (see Turns).
 //
 // A Store keeps bundles on disk as they were supplied, for a start while their
 // sources are away. What it gives back has been read, and verified, anew.
@@ -67,6 +69,18 @@ type Bundle struct {
 	// Archive is the bundle as it was supplied, for a Store. Nil unless it was
 	// asked for (see HTTPConfig).
 	Archive []byte
+
+	// Delta says that Bundle.Patch is what changes in the bundle that its
+	// caller has, and that Bundle has nothing else but a manifest. The Digest
+	// is then made of that of the other bundle and of the content of this one:
+	// equal digests still mean equal content, though a bundle that came by
+	// other ways to the same content has another.
+	Delta bool
+
+	// Waits says that the service can be asked to wait for a change: see Have.
+	Waits bool
+
+	end func() // gives the turn back; nil: there is none
 }
 
 // Errors that a Source returns, most of them wrapped.
@@ -87,13 +101,16 @@ var (
 //
 // Other bounds are fixed: a path has 1,024 bytes; a manifest or a signatures
 // file has 1 MiB, and a manifest 1,000 roots, 2,000 segments in them, and
-// 1,000 file versions.
+// 1,000 file versions; the patch of a delta bundle has 10,000 operations.
 type Limits struct {
 	Bytes    int64 // as supplied, compressed; default 64 MiB
 	Expanded int64 // of all files together; default 256 MiB
 	Files    int   // number of entries, directories too; default 10,000
 	Depth    int   // segments in the path of a file; default 32
 	Nesting  int   // nesting of a JSON or YAML document, and of Rego; default 512
+
+	// Turns bound how many large bundles are read at once. Nil: no bound.
+	Turns *Turns
 }
 
 // The bounds that follow from no setting.
@@ -103,6 +120,7 @@ const (
 	maxRoots        = 1000    // roots in a manifest
 	maxRootSegments = 2000    // segments in its roots together
 	maxFileVersions = 1000    // patterns in a manifest's file_rego_versions
+	maxPatches      = 10_000  // operations in the patch of a delta bundle
 )
 
 func (l Limits) orDefault() Limits {

@@ -36,6 +36,13 @@ type content struct {
 	yaml     int64           // bytes of YAML reserved
 	seen     map[string]bool // :: path → is a directory
 	files    []file          // those that OPA reads; to be verified, all
+
+	base    *[32]byte // digest of the bundle that a delta may change; nil: none
+	noDelta string    // why none, for an error; empty: none is there
+
+	keepArchive bool         // the Bundle has its Archive
+	supplied    func() error // reads all of the archive; nil: there is none
+	leave, end  func()       // give back the place and the turn; nil: has none
 }
 
 type file struct {
@@ -124,7 +131,7 @@ func (c *content) reserve(p string, size int64) (bool, error) {
 
 	switch kindOf(p) {
 	case kindPatch:
-		return false, refuse("delta bundles are not supported: it has %q", p)
+		return true, c.checkDelta(p, size)
 	case kindWasm:
 		return false, refuse("WebAssembly is not supported: it has %q", p)
 	case kindRego:
@@ -207,18 +214,26 @@ func (c *content) bundle(name string, size int64) (*Bundle, error) {
 			return nil, refuse("it has no policy and no data")
 		}
 	}
-	digest := c.digest()
+	digest, delta := c.digest(), c.delta()
 	b, err := c.read(name)
 	if err != nil {
 		return nil, refuseLong(err)
 	}
-	return &Bundle{Name: name, Digest: digest, Size: size, Expanded: c.expanded, Bundle: b}, nil
+	if delta {
+		digest = deltaDigest(*c.base, digest)
+	}
+	return &Bundle{Name: name, Digest: digest, Size: size, Expanded: c.expanded, Bundle: b, Delta: delta}, nil
 }
 
 // check bounds what OPA would spend on decoding, before it decodes.
 func (c *content) check() error {
 	if len(c.files) == 0 {
 		return refuse("it has no policy and no data")
+	}
+	if c.delta() {
+		if err := c.checkAlone(); err != nil {
+			return err
+		}
 	}
 	var (
 		values  = c.limits.values()
@@ -234,6 +249,10 @@ func (c *content) check() error {
 			err = checkRego(f.data, c.limits.Nesting, &tokens)
 		case kindPlan:
 			plan = f.path
+		case kindPatch:
+			if err = checkJSON(f.data, c.limits.Nesting, &values); err == nil {
+				err = c.checkPatch(f)
+			}
 		case kindJSON, kindSignatures:
 			err = checkJSON(f.data, c.limits.Nesting, &values)
 		case kindYAML:

@@ -218,6 +218,12 @@ func (d *Dir) try(ctx context.Context, name, etag string) (*Bundle, error) {
 	}
 
 	b, err := w.read(ctx, name, before)
+	good := false
+	defer func() {
+		if b != nil && !good {
+			b.Done()
+		}
+	}()
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
@@ -232,6 +238,7 @@ func (d *Dir) try(ctx context.Context, name, etag string) (*Bundle, error) {
 		return nil, gone(err)
 	}
 	b.ETag = before.etag
+	good = true
 	return b, nil
 }
 
@@ -260,6 +267,7 @@ type found struct {
 // fingerprints them.
 func (w *walk) scan(ctx context.Context, d *Dir) (*state, error) {
 	s := &state{content: newContent(d.limits, d.verify)}
+	s.content.noDelta = "a directory has no earlier bundle that it may change"
 	if w.archive != "" {
 		info, err := stat(w.root, w.archive)
 		if err != nil {
@@ -343,7 +351,7 @@ func (w *walk) folder(ctx context.Context, s *state, dir string) error {
 	return nil
 }
 
-// read reads what scan has seen.
+// read reads what scan has seen. Whoever drops the bundle is done with it.
 func (w *walk) read(ctx context.Context, name string, s *state) (*Bundle, error) {
 	if w.archive != "" {
 		f, err := w.open(s.files[0])
@@ -351,7 +359,15 @@ func (w *walk) read(ctx context.Context, name string, s *state) (*Bundle, error)
 			return nil, err
 		}
 		defer f.Close()
-		return read(untilDone{ctx, f}, name, s.content.limits, s.content.verify)
+		return s.content.readFrom(ctx, untilDone{ctx, f}, name)
+	}
+	return w.readFolder(ctx, name, s)
+}
+
+func (w *walk) readFolder(ctx context.Context, name string, s *state) (b *Bundle, err error) {
+	defer func() { s.content.settle(b, err) }()
+	if s.content.grow(ctx, s.content.expanded) != nil {
+		return nil, ctx.Err()
 	}
 	for _, f := range s.files {
 		if !f.keep {

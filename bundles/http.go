@@ -1,7 +1,6 @@
 package bundles
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -65,7 +64,9 @@ type HTTPConfig struct {
 	// KeepArchive gives each Bundle its Archive.
 	KeepArchive bool
 
-	// Timeout bounds one Fetch as a whole, the body included. Default 30 s.
+	// Timeout bounds one Fetch as a whole, the body included, but neither the
+	// time that the service was asked to wait nor the wait for a turn. Default
+	// 30 s.
 	Timeout time.Duration
 
 	// UserAgent is sent with each request. Default "gatehouse".
@@ -73,14 +74,16 @@ type HTTPConfig struct {
 }
 
 // HTTP is a Source that asks an HTTP service, as OPA does: with If-None-Match
-// for a bundle that it has, and with a preference for snapshots.
+// for a bundle that it has, and with a preference for snapshots, or for deltas
+// too and for an answer only when there is a change (see Have).
 //
 // It follows ten redirects, but none from https to http; to another host go
 // neither the configured headers nor credentials. An error names the URL
 // without its query and without credentials, and quotes nothing of a body.
 type HTTP struct {
-	config HTTPConfig
-	client *http.Client
+	config  HTTPConfig
+	client  *http.Client
+	patient func() *http.Client // waits for the headers of an answer
 }
 
 var _ Source = (*HTTP)(nil)
@@ -127,6 +130,7 @@ func NewHTTP(config HTTPConfig) *HTTP {
 	own := *client
 	own.CheckRedirect = h.redirect
 	h.client = &own
+	h.patient = sync.OnceValue(func() *http.Client { return patient(&own) })
 	return h
 }
 
@@ -161,21 +165,52 @@ func NewTransport(config *tls.Config, headerWait time.Duration) *http.Transport 
 // Read reads an archive as Fetch would: within the same limits, verified with
 // the same keys. The ETag is left empty.
 func (h *HTTP) Read(r io.Reader, name string) (*Bundle, error) {
-	return read(r, name, h.config.Limits, h.config.Verify)
+	return h.ReadContext(context.Background(), r, name)
 }
+
+// ReadContext is Read that waits for a turn no longer than ctx lasts.
+func (h *HTTP) ReadContext(ctx context.Context, r io.Reader, name string) (*Bundle, error) {
+	return newContent(h.config.Limits, h.config.Verify).readFrom(ctx, r, name)
+}
+
+// Have is what the caller of Next has of a bundle, and what it takes.
+type Have struct {
+	// ETag is that of the bundle that it has; empty: it has none.
+	ETag string
+
+	// Digest is that of the bundle with the ETag. With it, a delta to that
+	// bundle is taken too; zero: none is. Where keys are configured none is,
+	// either way, since no signature says what a delta makes of a bundle.
+	Digest [32]byte
+
+	// Wait is how long the service is asked to wait, in whole seconds, for
+	// something else than what the ETag names before it answers. Services can
+	// of which a Bundle says that it Waits; others may answer at once. Zero: it
+	// is not asked to. Next may take longer by it than Fetch does.
+	Wait time.Duration
+}
+
+func (h Have) deltas() bool { return h.ETag != "" && h.Digest != [32]byte{} }
 
 // Fetch implements Source. It returns ErrNotFound for status 404, and for one
 // meaning of 403 where the service is S3; for another status that is neither
 // 200 nor 304 the error wraps a *StatusError.
 func (h *HTTP) Fetch(ctx context.Context, name, etag string) (*Bundle, error) {
-	b, err := h.fetch(ctx, name, etag)
+	return h.Next(ctx, name, Have{ETag: etag})
+}
+
+// Next is Fetch for a caller that takes deltas, or has the service wait. A delta
+// is within the limits of a snapshot and is refused, with ErrRefused, unless
+// have says that it is taken.
+func (h *HTTP) Next(ctx context.Context, name string, have Have) (*Bundle, error) {
+	b, err := h.fetch(ctx, name, have)
 	if err != nil && err != ErrNotModified {
 		return nil, fmt.Errorf("fetching bundle %q: %w", brief(withoutQuery(name)), err)
 	}
 	return b, err
 }
 
-func (h *HTTP) fetch(ctx context.Context, name, etag string) (*Bundle, error) {
+func (h *HTTP) fetch(ctx context.Context, name string, have Have) (*Bundle, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -183,9 +218,13 @@ func (h *HTTP) fetch(ctx context.Context, name, etag string) (*Bundle, error) {
 	if err != nil {
 		return nil, err
 	}
-	timed, cancel := context.WithTimeout(ctx, h.config.Timeout)
+	if h.config.Verify != nil {
+		have.Digest = [32]byte{}
+	}
+	timeout := h.config.Timeout + max(have.Wait, 0)
+	timed, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	b, err := h.get(timed, u, name, etag)
+	b, err := h.get(timed, ctx, u, name, have)
 	switch {
 	case err == nil, err == ErrNotModified:
 		return b, err
@@ -193,12 +232,13 @@ func (h *HTTP) fetch(ctx context.Context, name, etag string) (*Bundle, error) {
 	case ctx.Err() != nil:
 		err = ctx.Err()
 	case timed.Err() != nil:
-		err = fmt.Errorf("not finished within %v: %w", h.config.Timeout, timed.Err())
+		err = fmt.Errorf("not finished within %v: %w", timeout, timed.Err())
 	}
 	return nil, fmt.Errorf("%s: %w", display(u), err)
 }
 
-func (h *HTTP) get(ctx context.Context, u *url.URL, name, etag string) (*Bundle, error) {
+// get asks within ctx. A turn is waited for within patience.
+func (h *HTTP) get(ctx, patience context.Context, u *url.URL, name string, have Have) (*Bundle, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
 		return nil, withoutURL(err)
@@ -207,15 +247,20 @@ func (h *HTTP) get(ctx context.Context, u *url.URL, name, etag string) (*Bundle,
 		req.Header[http.CanonicalHeaderKey(key)] = append([]string(nil), values...)
 	}
 	h.setOwn(req.Header)
-	if etag != "" {
-		req.Header.Set("If-None-Match", etag)
+	req.Header.Set("Prefer", have.preference())
+	if have.ETag != "" {
+		req.Header.Set("If-None-Match", have.ETag)
 	}
 	if h.config.Authorize != nil {
 		if err := h.config.Authorize(req); err != nil {
 			return nil, fmt.Errorf("authorizing the request: %w", err)
 		}
 	}
-	resp, err := h.client.Do(req)
+	client := h.client
+	if have.Wait > 0 {
+		client = h.patient()
+	}
+	resp, err := client.Do(req)
 	if err != nil {
 		return nil, withoutURL(err)
 	}
@@ -234,7 +279,7 @@ func (h *HTTP) get(ctx context.Context, u *url.URL, name, etag string) (*Bundle,
 	switch resp.StatusCode {
 	case http.StatusOK:
 	case http.StatusNotModified:
-		if etag == "" {
+		if have.ETag == "" {
 			return nil, errors.New("status 304 to a request that was not conditional")
 		}
 		return nil, ErrNotModified
@@ -251,32 +296,44 @@ func (h *HTTP) get(ctx context.Context, u *url.URL, name, etag string) (*Bundle,
 	if limit := h.config.Limits.Bytes; resp.ContentLength > limit {
 		return nil, refuse("archive is %d bytes compressed, limit %s", resp.ContentLength, bytesText(limit))
 	}
-	var body io.Reader = resp.Body
-	var archive bytes.Buffer // within the limits, as no more is read
-	if h.config.KeepArchive {
-		body = io.TeeReader(body, &archive)
+	c := newContent(h.config.Limits, h.config.Verify)
+	c.keepArchive = h.config.KeepArchive
+	if have.deltas() {
+		c.base = &have.Digest
 	}
-	b, err := h.Read(body, name)
+	b, err := c.readFrom(patience, resp.Body, name)
 	if err == io.ErrUnexpectedEOF {
 		return nil, fmt.Errorf("the connection ended before the body: %w", err)
 	}
 	if err != nil {
 		return nil, err
 	}
+	b.Waits = resp.Header.Get("Content-Type") == waitingType
 	if e := resp.Header.Get("ETag"); len(e) <= maxETag {
 		b.ETag = e
 	}
-	if h.config.KeepArchive {
-		b.Archive = archive.Bytes()
-	}
 	return b, nil
+}
+
+// waitingType is the Content-Type by which a service says that it can wait: see
+// "HTTP Long Polling" in OPA's documentation of bundles.
+const waitingType = "application/vnd.openpolicyagent.bundles"
+
+// preference is the Prefer header of a request, as OPA writes it.
+func (h Have) preference() string {
+	text := "modes=snapshot"
+	if h.deltas() {
+		text += ",delta"
+	}
+	if seconds := int64(h.Wait / time.Second); seconds > 0 {
+		text += ";wait=" + strconv.FormatInt(seconds, 10)
+	}
+	return text
 }
 
 // setOwn sets the headers that hold for any host.
 func (h *HTTP) setOwn(header http.Header) {
 	header.Set("User-Agent", h.config.UserAgent)
-	// OPA asks for "modes=snapshot,delta"; deltas are refused here.
-	header.Set("Prefer", "modes=snapshot")
 	// A bundle is a gzip file. Nothing on the way may pack or unpack it.
 	header.Set("Accept-Encoding", "identity")
 }
@@ -309,9 +366,10 @@ func (h *HTTP) redirect(req *http.Request, via []*http.Request) error {
 	}
 	// Neither what the operator configured nor what Authorize set, whatever
 	// it is called, is for another host; nor is the query that a Referer has.
-	etag := req.Header.Get("If-None-Match")
+	etag, prefer := req.Header.Get("If-None-Match"), req.Header.Get("Prefer")
 	clear(req.Header)
 	h.setOwn(req.Header)
+	req.Header.Set("Prefer", prefer)
 	if etag != "" {
 		req.Header.Set("If-None-Match", etag)
 	}

@@ -5,11 +5,10 @@ import (
 	"bufio"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"errors"
 	"io"
 	"strings"
-
-	"github.com/open-policy-agent/opa/v1/bundle"
 )
 
 // Read reads a bundle from a gzipped tar archive, whole and within the limits,
@@ -28,27 +27,36 @@ import (
 //
 // It may not be signed: there is no key to verify it with.
 //
+// Where the limits have Turns, a large bundle waits for its turn.
+//
 // An error of r, other than io.EOF, is returned as it is. Every other error
 // wraps ErrRefused.
 func Read(r io.Reader, name string, limits Limits) (*Bundle, error) {
-	return read(r, name, limits.orDefault(), nil)
+	c := newContent(limits.orDefault(), nil)
+	return c.readFrom(context.Background(), r, name)
 }
 
-// read is Read with limits that have defaults, and ReadVerified with keys that
-// usable has chosen.
-func read(r io.Reader, name string, limits Limits, verify *bundle.VerificationConfig) (*Bundle, error) {
-	in := &supplied{r: r, left: limits.Bytes}
+// readFrom reads the bundle in the archive that r supplies. Only the waiting for
+// a turn heeds ctx. Before it waits, it has read all of r.
+func (c *content) readFrom(ctx context.Context, r io.Reader, name string) (b *Bundle, err error) {
+	defer func() { c.settle(b, err) }()
+	in := &supplied{r: r, left: c.limits.Bytes, keep: c.keepArchive, place: func() error { return c.arrive(ctx) }}
+	c.supplied = in.rest
 	// What the archive adds to its files: per entry a header, padding, and
 	// perhaps another header for a long name; then the padding of the end.
-	overhead := int64(limits.Files)*(4<<10) + 1<<20
+	overhead := int64(c.limits.Files)*(4<<10) + 1<<20
 	out := &unpacked{left: overhead}
-	c := newContent(limits, verify)
-	err := unpack(in, out, c)
+	err = unpack(ctx, in, out, c)
+	if err == nil && in.keep {
+		err = c.grow(ctx, in.n)
+	}
 	switch {
+	case errors.Is(err, errNoTurn):
+		return nil, ctx.Err()
 	case in.err != nil:
 		return nil, in.err
 	case in.over:
-		return nil, refuse("archive is larger than %s compressed", bytesText(limits.Bytes))
+		return nil, refuse("archive is larger than %s compressed", bytesText(c.limits.Bytes))
 	case out.over:
 		return nil, refuse("archive has more than %s of headers and padding", bytesText(overhead))
 	case errors.Is(err, ErrRefused):
@@ -58,12 +66,18 @@ func read(r io.Reader, name string, limits Limits, verify *bundle.VerificationCo
 	case err != nil:
 		return nil, refuse("archive is broken: %w", err)
 	}
-	return c.bundle(name, in.n)
+	if b, err = c.bundle(name, in.n); err != nil {
+		return nil, err
+	}
+	if in.keep {
+		b.Archive = in.data
+	}
+	return b, nil
 }
 
 // unpack puts the files of an archive into c. An error that does not wrap
 // ErrRefused comes from in, or from what unpacks it.
-func unpack(in *supplied, out *unpacked, c *content) error {
+func unpack(ctx context.Context, in *supplied, out *unpacked, c *content) error {
 	buffered := bufio.NewReaderSize(in, 32<<10)
 	if magic, err := buffered.Peek(2); err != nil || magic[0] != 0x1f || magic[1] != 0x8b {
 		start, err := buffered.Peek(512)
@@ -88,7 +102,7 @@ func unpack(in *supplied, out *unpacked, c *content) error {
 		if err != nil {
 			return err
 		}
-		if err := unpackEntry(tr, h, out, c); err != nil {
+		if err := unpackEntry(ctx, tr, h, out, c); err != nil {
 			return err
 		}
 	}
@@ -116,7 +130,7 @@ func unpack(in *supplied, out *unpacked, c *content) error {
 	return nil
 }
 
-func unpackEntry(tr *tar.Reader, h *tar.Header, out *unpacked, c *content) error {
+func unpackEntry(ctx context.Context, tr *tar.Reader, h *tar.Header, out *unpacked, c *content) error {
 	dir := h.Typeflag == tar.TypeDir
 	what := ""
 	switch h.Typeflag {
@@ -157,6 +171,9 @@ func unpackEntry(tr *tar.Reader, h *tar.Header, out *unpacked, c *content) error
 		return err
 	}
 	out.left += h.Size
+	if err := c.grow(ctx, c.expanded); err != nil {
+		return err
+	}
 	if !keep {
 		return nil // tr.Next skips it
 	}
@@ -207,24 +224,60 @@ func looks(start []byte) string {
 	return ""
 }
 
+// errOver: there is more than the bound.
+var errOver = errors.New("more than the bound")
+
 // supplied bounds and counts what is read from the caller's reader, and
 // remembers its error: what decodes the stream may replace it by its own.
 type supplied struct {
 	r    io.Reader
 	left int64
-	n    int64 // bytes read
+	n    int64 // bytes read from r
 	over bool  // there was more than the bound
 	err  error // of r, other than io.EOF
+
+	keep  bool         // all of it is kept
+	data  []byte       // what is kept, or read ahead
+	pos   int          // what of that has been read on
+	ahead bool         // data has all that is left of r
+	place func() error // is called before much is in data
+	large bool         // place has been called
 }
 
-var errOver = errors.New("more than the bound")
-
 func (s *supplied) Read(p []byte) (int, error) {
-	if s.over {
-		return 0, errOver
+	switch {
+	case s.pos < len(s.data):
+		n := copy(p, s.data[s.pos:])
+		s.pos += n
+		return n, nil
+	case s.ahead:
+		return 0, s.end()
 	}
-	if s.err != nil {
-		return 0, s.err
+	n, err := s.pull(p)
+	if s.keep {
+		if err := s.append(p[:n]); err != nil {
+			return 0, err
+		}
+		s.pos = len(s.data)
+	}
+	return n, err
+}
+
+// end is the error after the last byte.
+func (s *supplied) end() error {
+	switch {
+	case s.over:
+		return errOver
+	case s.err != nil:
+		return s.err
+	}
+	return io.EOF
+}
+
+// pull reads from r within the bound.
+func (s *supplied) pull(p []byte) (int, error) {
+	if s.over || s.err != nil {
+		return 0, s.end()
 	}
 	if int64(len(p)) > s.left+1 {
 		p = p[:s.left+1]
@@ -239,6 +292,33 @@ func (s *supplied) Read(p []byte) (int, error) {
 	s.left -= int64(n)
 	s.n += int64(n)
 	return n, err
+}
+
+func (s *supplied) append(p []byte) error {
+	if !s.large && len(s.data)+len(p) > largeBytes {
+		if err := s.place(); err != nil {
+			return err
+		}
+		s.large = true
+	}
+	s.data = append(s.data, p...)
+	return nil
+}
+
+// rest reads all that is left of r.
+func (s *supplied) rest() error {
+	chunk := make([]byte, 32<<10)
+	for !s.ahead {
+		n, err := s.pull(chunk)
+		if err := s.append(chunk[:n]); err != nil {
+			return err
+		}
+		s.ahead = err != nil
+	}
+	if err := s.end(); err != io.EOF {
+		return err
+	}
+	return nil
 }
 
 // unpacked bounds what is unpacked, headers and skipped files too, and counts

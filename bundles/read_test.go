@@ -222,7 +222,7 @@ func TestReadRefuses(t *testing.T) {
 		"old sparse": {gzipped(t, sparseGNU(t)), bundles.Limits{}, `entry "/x.rego" is a sparse file`},
 
 		"nothing":         {gzipped(t, tarred(t)), bundles.Limits{}, "no policy and no data"},
-		"delta":           {file("patch.json", `{"data":[{"op":"upsert","path":"/limits/boss","value":"eve"}]}`), bundles.Limits{}, "delta bundles are not supported"},
+		"delta":           {file("patch.json", `{"data":[{"op":"upsert","path":"/limits/boss","value":"eve"}]}`), bundles.Limits{}, "it is a delta bundle, and there is no bundle here that it may change"},
 		"wasm":            {file("policy.wasm", "\x00asm"), bundles.Limits{}, "WebAssembly is not supported"},
 		"wasm resolver":   {file(".manifest", `{"roots":["orders","limits"],"wasm":[{"entrypoint":"orders/allow","module":"/p.wasm"}]}`), bundles.Limits{}, "names WebAssembly modules"},
 		"plan alone":      {files{"plan.json": "{}", "data.json": "{}"}.tarball(t), bundles.Limits{}, "a plan, \"/plan.json\", and no Rego"},

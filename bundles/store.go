@@ -156,7 +156,7 @@ func (s *Store) lock(name string) (unlock func()) {
 	return mu.Unlock
 }
 
-// Save keeps a bundle, which must have its Archive, under a key. Either the file
+// Save keeps a bundle, which must have its Archive and be no delta, under a key. Either the file
 // is replaced, and will be there after a crash, or an error is returned and it
 // is as it was. If there is then more than a Store's default Bounds, it prunes.
 func (s *Store) Save(key string, b *Bundle) error {
@@ -175,6 +175,9 @@ func (s *Store) Save(key string, b *Bundle) error {
 func (s *Store) save(name string, b *Bundle) (err error) {
 	if b.Archive == nil {
 		return errors.New("it has no archive")
+	}
+	if b.Delta {
+		return errors.New("it is a delta, which is nothing without the bundle that it changes")
 	}
 	meta, err := json.Marshal(metadata{
 		Name: name, ETag: b.ETag, Digest: hex.EncodeToString(b.Digest[:]),

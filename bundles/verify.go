@@ -3,6 +3,7 @@ package bundles
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -37,7 +38,7 @@ const signaturesPath = "/.signatures.json"
 // or secret, or without an algorithm of OPA's, are not used; if none is left,
 // every bundle is refused. With a nil verify it is Read.
 func ReadVerified(r io.Reader, name string, limits Limits, verify *bundle.VerificationConfig) (*Bundle, error) {
-	return read(r, name, limits.orDefault(), usable(verify))
+	return newContent(limits.orDefault(), usable(verify)).readFrom(context.Background(), r, name)
 }
 
 // usable returns a copy of verify with the keys that can verify. OPA would take
