@@ -37,7 +37,7 @@ var walls = map[string][]string{ // :: import path prefix → rooms that may imp
 	"github.com/open-policy-agent/opa/v1/storage": {"bundles", "policy"},
 	"github.com/open-policy-agent/opa/v1/bundle":  {"bundles", "control", "policy"},
 	"github.com/prometheus/":                      {"tenants", "cmd/gatehouse"},
-	"net/http":                                    {"bundles", "control", "cmd/gatehouse"},
+	"net/http":                                    {"bundles", "control", "policy", "cmd/gatehouse"},
 	"os":                                          {"bundles", "control", "extauthz", "cmd/gatehouse"},
 	"testing":                                     {"authztest"},
 }

@@ -3,34 +3,90 @@ package policy
 import (
 	"context"
 	"runtime"
-	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
-	"github.com/open-policy-agent/opa/v1/topdown/cache"
+	"github.com/open-policy-agent/opa/v1/topdown"
 	"github.com/open-policy-agent/opa/v1/version"
 )
-
-// valueEntries bounds what one tenant's builtins remember between questions:
-// compiled patterns, parsed keys, verified tokens.
-const valueEntries = 1000
 
 // Env is what an evaluation takes from the tenant it answers for. It lives as
 // long as the tenant and is used by any number of evaluations at once.
 type Env struct {
 	runtime *ast.Term
-	values  cache.InterQueryValueCache
+	values  *valueCaches
+	answers *sendCache                    // nil: no network
+	network topdown.CustomizeRoundTripper // nil: no network
 }
 
-// NewEnv returns the Env of a tenant with these labels. Labels are all that
-// opa.runtime shows, at config.labels, beside OPA's version.
+// EnvOptions are what an Env is made of. The zero EnvOptions are good.
+type EnvOptions struct {
+	// Labels are all that opa.runtime shows, at config.labels, beside OPA's
+	// version.
+	Labels map[string]string
+
+	// Caching says what is remembered between questions.
+	Caching Caching
+
+	// Network is what http.send may reach. Nil: nothing.
+	Network *Network
+}
+
+// Caching is the caching block of OPA's configuration, beside which there are
+// bounds that hold whatever it says. No cache is unlimited: a number that is not
+// positive means the default.
+type Caching struct {
+	// Bytes is max_size_bytes of inter_query_builtin_cache, which holds answers
+	// to http.send. Default 4 MiB, at most 64 MiB; that counts their keys too.
+	Bytes int64
+
+	// ForcedEviction is forced_eviction_threshold_percentage: of how much of
+	// Bytes the oldest are forgotten. Default 100.
+	ForcedEviction int
+
+	// StaleEviction is stale_entry_eviction_period_seconds: what is stale is
+	// forgotten so often, when something new comes. Default: only for lack of
+	// room.
+	StaleEviction time.Duration
+
+	// Values is max_num_entries of inter_query_builtin_value_cache, which holds
+	// patterns and schemas. Default 1,000, at most 100,000; their keys together
+	// have at most 4 MiB, in this cache and in each named one.
+	Values int
+
+	// Named are the named ones, such as io_jwt, which holds verified tokens and
+	// is disabled unless it is here. // :: name → cache
+	Named map[string]NamedCaching
+}
+
+// NamedCaching says what one named cache holds.
+type NamedCaching struct {
+	Values   int  // max_num_entries; default 100, at most 100,000
+	Disabled bool // it holds nothing
+}
+
+// NewEnv returns the Env of a tenant with these labels, and no network.
 func NewEnv(labels map[string]string) *Env {
-	entries := valueEntries
-	return &Env{
-		runtime: runtimeOf(labels),
-		values: cache.NewInterQueryValueCache(context.Background(), &cache.Config{
-			InterQueryBuiltinValueCache: cache.InterQueryBuiltinValueCacheConfig{MaxNumEntries: &entries},
-		}),
+	return NewEnvWith(EnvOptions{Labels: labels})
+}
+
+// NewEnvWith returns the Env of a tenant. It takes little memory until there is
+// something to remember, and owns no goroutine.
+func NewEnvWith(opts EnvOptions) *Env {
+	env := &Env{runtime: runtimeOf(opts.Labels), values: newValueCaches(opts.Caching)}
+	if opts.Network != nil {
+		env.answers = newSendCache(opts.Caching)
+		env.network = opts.Network.tenant()
+	}
+	return env
+}
+
+// lend gives an evaluation what is the tenant's.
+func (env *Env) lend(q *topdown.Query) {
+	q.WithRuntime(env.runtime).WithInterQueryBuiltinValueCache(env.values)
+	if env.network != nil {
+		q.WithInterQueryBuiltinCache(env.answers).WithHTTPRoundTripper(env.network)
 	}
 }
 
@@ -52,7 +108,8 @@ func runtimeOf(labels map[string]string) *ast.Term {
 // Cancel stops an evaluation. The zero Cancel is ready to use.
 type Cancel struct {
 	set   atomic.Bool
-	steps int // counted by the evaluation alone
+	stop  atomic.Pointer[context.CancelFunc] // stops what the evaluation waits for
+	steps int                                // counted by the evaluation alone
 }
 
 // yieldSteps is after how many steps an evaluation lets other goroutines run: a
@@ -61,7 +118,22 @@ type Cancel struct {
 const yieldSteps = 1024
 
 // Cancel asks the evaluation to stop. Any goroutine may call it.
-func (c *Cancel) Cancel() { c.set.Store(true) }
+func (c *Cancel) Cancel() {
+	c.set.Store(true)
+	if stop := c.stop.Load(); stop != nil {
+		(*stop)()
+	}
+}
+
+// stops has Cancel call stop too, until the caller calls end. It is for the one
+// goroutine that evaluates.
+func (c *Cancel) stops(stop context.CancelFunc) (end func()) {
+	before := c.stop.Swap(&stop)
+	if c.set.Load() {
+		stop()
+	}
+	return func() { c.stop.Store(before) }
+}
 
 // Cancelled reports whether Cancel was called. It is for the one goroutine that
 // evaluates, which calls it at each step.
@@ -71,20 +143,3 @@ func (c *Cancel) Cancelled() bool {
 	}
 	return c.set.Load()
 }
-
-// forbidden are the builtins that reach the network.
-var forbidden = []string{
-	ast.HTTPSend.Name,
-	ast.NetLookupIPAddr.Name,
-}
-
-// capabilities are what policies are compiled with: all of this OPA but for
-// the builtins that reach the network, and no host for schemas to refer to.
-var capabilities = func() *ast.Capabilities {
-	c := ast.CapabilitiesForThisVersion()
-	c.Builtins = slices.DeleteFunc(slices.Clone(c.Builtins), func(b *ast.Builtin) bool {
-		return slices.Contains(forbidden, b.Name)
-	})
-	c.AllowNet = []string{}
-	return c
-}()

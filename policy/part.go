@@ -31,11 +31,8 @@ func Prepare(b *bundle.Bundle) (part *Part, err error) {
 	}()
 	part = &Part{
 		Revision: b.Manifest.Revision,
-		Roots:    []string{""},
+		Roots:    rootsOf(b.Manifest),
 		modules:  make(map[string]*ast.Module, len(b.Modules)),
-	}
-	if b.Manifest.Roots != nil {
-		part.Roots = slices.Clone(*b.Manifest.Roots)
 	}
 	for _, m := range b.Modules {
 		if m.Parsed == nil {
@@ -47,15 +44,30 @@ func Prepare(b *bundle.Bundle) (part *Part, err error) {
 	if part.data, err = objectOf(b.Data); err != nil {
 		return nil, fmt.Errorf("data: %w", err)
 	}
-	manifest := map[string]any{"revision": part.Revision, "roots": part.Roots}
-	if len(b.Manifest.Metadata) > 0 {
-		manifest["metadata"] = b.Manifest.Metadata
-	}
-	if part.manifest, err = objectOf(manifest); err != nil {
-		return nil, fmt.Errorf("manifest: %w", err)
+	if part.manifest, err = manifestOf(b.Manifest); err != nil {
+		return nil, err
 	}
 	part.size = sizeOf(part.data) + sizeParsed*part.source
 	return part, nil
+}
+
+func rootsOf(m bundle.Manifest) []string {
+	if m.Roots == nil {
+		return []string{""}
+	}
+	return slices.Clone(*m.Roots)
+}
+
+func manifestOf(m bundle.Manifest) (ast.Object, error) {
+	shown := map[string]any{"revision": m.Revision, "roots": rootsOf(m)}
+	if len(m.Metadata) > 0 {
+		shown["metadata"] = m.Metadata
+	}
+	obj, err := objectOf(shown)
+	if err != nil {
+		return nil, fmt.Errorf("manifest: %w", err)
+	}
+	return obj, nil
 }
 
 func objectOf(m map[string]any) (ast.Object, error) {

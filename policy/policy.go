@@ -16,8 +16,8 @@
 // its caches) is in an Env, given with each question.
 //
 // Policies are untrusted: they are compiled without the builtins that reach the
-// network, opa.runtime shows labels and no environment, and schemas never refer
-// to remote documents.
+// network, or with http.send alone where there is a Network for it, opa.runtime
+// shows labels and no environment, and schemas never refer to remote documents.
 package policy
 
 import (
@@ -40,6 +40,7 @@ type Policy struct {
 	entries  map[string]*entry // :: entry point → its compiled query
 	bundles  []Revision
 	headers  headerRules
+	labelled bool // some rule has labels, which an Observed can ask for
 	size     int64
 }
 
@@ -59,9 +60,19 @@ type Named struct {
 // equal parts under equal names with equal options make equal policies.
 type Options struct {
 	// Entries are the entry points that may be asked, like
-	// "envoy/authz/allow": paths below data, as ParseEntry returns them. That
-	// an entry point has no rule is not an error: its decision is undefined.
+	// "envoy/authz/allow": paths below data, as ParseEntry returns them, or ""
+	// for all of data. That an entry point has no rule is not an error: its
+	// decision is undefined.
 	Entries []string
+
+	// Optional are entry points that may be asked only if a rule or the data
+	// of a bundle says something about them: see Has. To ask for one that is
+	// not there is ErrEntry.
+	Optional []string
+
+	// Network says that the policy may call http.send, which then reaches what
+	// the Network of the Env is for. Without it, such a policy does not compile.
+	Network bool
 
 	// AllowHeaders names the headers that the policy may change although
 	// they are reserved: in lower case, a trailing "*" matches any rest.
@@ -87,13 +98,14 @@ func ParseEntry(path string) (string, error) {
 	return strings.Join(segments, "/"), nil
 }
 
-// refOf returns data.<entry>. A segment of digits alone indexes an array.
-func refOf(entry string) (ast.Ref, error) {
+// refOf returns data.<entry>, and its path below data. A segment of digits alone
+// indexes an array.
+func refOf(entry string) (ast.Ref, storage.Path, error) {
 	path, ok := storage.ParsePath("/" + entry)
 	if !ok {
-		return nil, fmt.Errorf("entry point %q is not a path", entry)
+		return nil, nil, fmt.Errorf("entry point %q is not a path", entry)
 	}
-	return path.Ref(ast.DefaultRootDocument), nil
+	return path.Ref(ast.DefaultRootDocument), path, nil
 }
 
 // Compile compiles parts into a Policy. Its error says which module, entry
@@ -122,8 +134,12 @@ func Compile(parts []Named, opts Options) (p *Policy, err error) {
 		size += sizeRules * part.source
 	}
 
+	allowed := capabilities
+	if opts.Network {
+		allowed = networkCapabilities
+	}
 	compiler := ast.NewCompiler().
-		WithCapabilities(capabilities).
+		WithCapabilities(allowed).
 		WithKeepModules(false).
 		WithPathConflictsCheck(store.conflicts)
 	if compiler.Compile(modules); compiler.Failed() {
@@ -136,37 +152,60 @@ func Compile(parts []Named, opts Options) (p *Policy, err error) {
 		entries:  make(map[string]*entry, len(opts.Entries)),
 		bundles:  revisions,
 		headers:  newHeaderRules(opts.AllowHeaders),
+		labelled: compiler.GetAnnotationSet().HasLabels(),
 		size:     size,
 	}
 	for _, path := range opts.Entries {
-		e, err := p.prepare(path)
-		if err != nil {
+		if err := p.prepare(path, false); err != nil {
 			return nil, fmt.Errorf("entry point %q: %w", path, err)
 		}
-		p.entries[path] = e
+	}
+	for _, path := range opts.Optional {
+		if err := p.prepare(path, true); err != nil {
+			return nil, fmt.Errorf("entry point %q: %w", path, err)
+		}
+	}
+	if !usesWith(compiler) {
+		// Types are for compiling queries, of which there are no more, and for
+		// "with", which may replace a function. They are half of a small policy.
+		compiler.TypeEnv = nil
+		p.size -= sizeTypes
 	}
 	return p, nil
 }
 
-func (p *Policy) prepare(path string) (*entry, error) {
-	ref, err := refOf(path)
+// prepare makes path an entry point; one that is optional only if it is defined.
+func (p *Policy) prepare(path string, optional bool) error {
+	ref, segments, err := refOf(path)
 	if err != nil {
-		return nil, err
+		return err
+	}
+	if p.entries[path] != nil || optional && !p.defines(ref, segments) {
+		return nil
 	}
 	qc := p.compiler.QueryCompiler()
 	body, err := qc.Compile(ast.NewBody(ast.Equality.Expr(ast.NewTerm(ref), ast.NewTerm(resultVar))))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	query := topdown.NewQuery(body).
 		WithCompiler(p.compiler).
-		WithQueryCompiler(qc).
 		WithStore(p.store).
 		WithTransaction(p.store).
 		WithMetrics(metrics.NoOp()).
 		WithRequestMetadata(noMetadata)
-	return &entry{query: *query, readsBody: readsBody(p.compiler, ref)}, nil
+	p.entries[path] = &entry{query: *query, readsBody: readsBody(p.compiler, ref)}
+	return nil
 }
+
+// defines reports whether a rule or data can give ref, which is path, a value.
+func (p *Policy) defines(ref ast.Ref, path storage.Path) bool {
+	return p.store.find(path) != nil ||
+		len(p.compiler.GetRulesDynamicWithOpts(ref, ast.RulesOptions{IncludeHiddenModules: true})) > 0
+}
+
+// Has reports whether the entry point may be asked.
+func (p *Policy) Has(entry string) bool { return p.entries[entry] != nil }
 
 // noMetadata is shared by all evaluations, which only read it.
 var noMetadata = map[string]any{}
@@ -184,7 +223,13 @@ func (p *Policy) Revisions() []Revision { return p.bundles }
 //
 // Decide returns soon after cancel is set, unless a single builtin keeps it.
 func (p *Policy) Decide(ctx context.Context, entry string, input ast.Value, env *Env, cancel *Cancel) (Decision, error) {
-	v, err := p.Eval(ctx, entry, input, env, cancel)
+	return p.DecideObserved(ctx, entry, input, env, cancel, nil)
+}
+
+// DecideObserved is Decide that also tells, in o, what the evaluation did. A nil
+// o is told nothing.
+func (p *Policy) DecideObserved(ctx context.Context, entry string, input ast.Value, env *Env, cancel *Cancel, o *Observed) (Decision, error) {
+	v, err := p.EvalObserved(ctx, entry, input, env, cancel, o)
 	if err != nil {
 		return Decision{}, err
 	}
@@ -196,23 +241,37 @@ func (p *Policy) Decide(ctx context.Context, entry string, input ast.Value, env 
 }
 
 // Eval asks the entry point and returns its value as it is. Its errors are
-// those of Decide without ErrResult.
+// those of Decide without ErrResult. A nil input is undefined to the policy.
 func (p *Policy) Eval(ctx context.Context, entry string, input ast.Value, env *Env, cancel *Cancel) (ast.Value, error) {
+	return p.EvalObserved(ctx, entry, input, env, cancel, nil)
+}
+
+// EvalObserved is to Eval what DecideObserved is to Decide.
+func (p *Policy) EvalObserved(ctx context.Context, entry string, input ast.Value, env *Env, cancel *Cancel, o *Observed) (ast.Value, error) {
 	e, ok := p.entries[entry]
 	if !ok {
 		return nil, fmt.Errorf("%w %q", ErrEntry, entry)
 	}
 	q := e.query // a copy: With… below changes only this one
-	q.WithInput(ast.NewTerm(input))
+	if input != nil {
+		q.WithInput(ast.NewTerm(input))
+	}
 	if cancel != nil {
 		q.WithCancel(cancel)
 	}
 	if env != nil {
-		q.WithRuntime(env.runtime).WithInterQueryBuiltinValueCache(env.values)
+		env.lend(&q)
 	} else {
 		q.WithRuntime(noRuntime)
 	}
+	if o == nil {
+		return run(ctx, &q)
+	}
+	return o.run(ctx, &q, p.labelled)
+}
 
+// run evaluates a query that has exactly one value.
+func run(ctx context.Context, q *topdown.Query) (ast.Value, error) {
 	var value ast.Value
 	results := 0
 	err := q.Iter(ctx, func(r topdown.QueryResult) error {
@@ -229,6 +288,29 @@ func (p *Policy) Eval(ctx context.Context, entry string, input ast.Value, env *E
 		return nil, &faultError{ErrConflict, fmt.Errorf("multiple evaluation results")}
 	}
 	return value, nil
+}
+
+// Document returns the value of an entry point that needs no input, such as a
+// configuration. The entry point "" is all of data, without what is below
+// system. Its errors are those of Eval.
+func (p *Policy) Document(ctx context.Context, entry string, env *Env, cancel *Cancel) (ast.Value, error) {
+	v, err := p.Eval(ctx, entry, nil, env, cancel)
+	if obj, ok := v.(ast.Object); ok && entry == "" {
+		return without(obj, ast.SystemDocumentKey), nil
+	}
+	return v, err
+}
+
+// without returns obj without the member of that key, which may share what it
+// holds with obj.
+func without(obj ast.Object, key ast.Value) ast.Object {
+	rest := ast.NewObjectWithCapacity(obj.Len())
+	obj.Foreach(func(k, v *ast.Term) {
+		if k.Value.Compare(key) != 0 {
+			rest.Insert(k, v)
+		}
+	})
+	return rest
 }
 
 func evalError(err error) error {

@@ -85,3 +85,14 @@ func meets(ref, path ast.Ref) bool {
 	}
 	return true
 }
+
+// usesWith reports whether some expression of the modules has a "with".
+func usesWith(c *ast.Compiler) (found bool) {
+	for _, m := range c.Modules {
+		ast.WalkExprs(m, func(e *ast.Expr) bool {
+			found = found || len(e.With) > 0
+			return found
+		})
+	}
+	return found
+}

@@ -14,6 +14,7 @@ const (
 	sizeParsed = 40       // for each byte of Rego, parsed
 	sizeRules  = 27       // for each byte of Rego, compiled
 	sizeFixed  = 64 << 10 // of a policy without rules
+	sizeTypes  = 44 << 10 // of that, what is not kept where nothing needs it
 )
 
 // sizeOf estimates what a value takes.

@@ -484,7 +484,7 @@ func TestChurnUnderLoad(t *testing.T) {
 // The budget evicts who was not asked for longest; what is shared counts once.
 func TestMemoryBudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t, tenants.Config{Memory: 250 << 10}, nil) // about three small policies
+		s := newStage(t, tenants.Config{Memory: 80 << 10}, nil) // about three small policies
 		for i := range 6 {
 			s.Set(fmt.Sprintf("own%d", i), fmt.Sprintf("package envoy.authz\nallow := %d == %d", i, i))
 			s.Set(fmt.Sprintf("same%d", i), allow)
@@ -502,7 +502,7 @@ func TestMemoryBudget(t *testing.T) {
 		if n := len(list); n != 3 || list[2].Tenant != "own5" {
 			t.Errorf("got %d tenants in memory, want the last 3: %+v", n, list)
 		}
-		if got := list[2]; got.MemoryBytes < 60<<10 || got.OwnBytes != got.MemoryBytes {
+		if got := list[2]; got.MemoryBytes < 20<<10 || got.OwnBytes != got.MemoryBytes {
 			t.Errorf("got an estimate of %d bytes, %d its own", got.MemoryBytes, got.OwnBytes)
 		}
 		s.allows("own0") // again
