@@ -1,0 +1,112 @@
+package decisionlog
+
+import "slices"
+
+// ring is a queue that grows, and gives back its memory once it is empty and was
+// large. It does not lock; its owner does.
+type ring[T any] struct {
+	items []*T // a circle; its length is a power of two, or 0
+	head  int
+	n     int
+}
+
+// smallRing is how much the smallest ring has room for, and largeRing what an
+// empty one keeps.
+const (
+	smallRing = 16
+	largeRing = 256
+)
+
+func (r *ring[T]) push(x *T) {
+	if r.n == len(r.items) {
+		items := make([]*T, max(smallRing, 2*r.n))
+		for i := range r.n {
+			items[i] = r.items[(r.head+i)&(len(r.items)-1)]
+		}
+		r.items, r.head = items, 0
+	}
+	r.items[(r.head+r.n)&(len(r.items)-1)] = x
+	r.n++
+}
+
+// pop takes what was pushed first; there must be something.
+func (r *ring[T]) pop() *T {
+	x := r.items[r.head]
+	r.items[r.head] = nil
+	r.head = (r.head + 1) & (len(r.items) - 1)
+	r.n--
+	if r.n == 0 && len(r.items) > largeRing {
+		*r = ring[T]{}
+	}
+	return x
+}
+
+// ticket is one event that several sinks are to have.
+type ticket struct {
+	left   int    // sinks that are not done with it
+	reason reason // of the first that dropped it
+}
+
+// gathering is the JSON of events that are to become a chunk, each with a byte
+// that separates it from the next. It does not lock; its owner does.
+type gathering struct {
+	text    []byte
+	lens    []uint32  // of each event in text, the separator included
+	tickets []*ticket // of each event; empty if the log has one sink
+}
+
+// sizeGathered is what an event takes beside its text, sizeGathering what the
+// chunk takes beside its events that a gathering becomes.
+const (
+	sizeGathered  = 12
+	sizeGathering = sizeChunk + 64
+)
+
+func (g *gathering) add(text []byte, separator byte, t *ticket) {
+	if n := len(g.text) + len(text) + 1; n > cap(g.text) {
+		g.text = slices.Grow(g.text, max(n, 2*len(g.text))-len(g.text))
+	}
+	g.text = append(append(g.text, text...), separator)
+	g.lens = append(g.lens, uint32(len(text)+1))
+	if t != nil {
+		g.tickets = append(g.tickets, t)
+	}
+}
+
+// held is what it takes in memory, in bytes; compressed it takes less.
+func (g *gathering) held() int64 {
+	if len(g.lens) == 0 {
+		return 0
+	}
+	return sizeGathering + int64(len(g.text)) + sizeGathered*int64(len(g.lens))
+}
+
+// more is how much larger held would be with one more event.
+func (g *gathering) more(text []byte) int64 {
+	n := sizeGathered + int64(len(text)) + 1
+	if len(g.lens) == 0 {
+		n += sizeGathering
+	}
+	return n
+}
+
+// cut takes the first n events off.
+func (g *gathering) cut(n int) gathering {
+	size := 0
+	for _, l := range g.lens[:n] {
+		size += int(l)
+	}
+	first := gathering{text: g.text[:size:size], lens: g.lens[:n:n]}
+	g.text, g.lens = g.text[size:], g.lens[n:]
+	if len(g.tickets) > 0 {
+		first.tickets = g.tickets[:n:n]
+		g.tickets = g.tickets[n:]
+	}
+	return first
+}
+
+// exact returns it without room to grow.
+func (g gathering) exact() gathering {
+	g.text, g.lens, g.tickets = slices.Clip(g.text), slices.Clip(g.lens), slices.Clip(g.tickets)
+	return g
+}
