@@ -81,8 +81,8 @@ type Options struct {
 
 // entry is one entry point: the query "data.<path> = result", compiled.
 type entry struct {
-	query     topdown.Query // copied for each evaluation
-	readsBody bool
+	query topdown.Query // copied for each evaluation
+	reads reads
 }
 
 // resultVar captures the value of an entry point.
@@ -194,7 +194,7 @@ func (p *Policy) prepare(path string, optional bool) error {
 		WithTransaction(p.store).
 		WithMetrics(metrics.NoOp()).
 		WithRequestMetadata(noMetadata)
-	p.entries[path] = &entry{query: *query, readsBody: readsBody(p.compiler, ref)}
+	p.entries[path] = &entry{query: *query, reads: readsOf(p.compiler, ref)}
 	return nil
 }
 

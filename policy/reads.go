@@ -14,17 +14,77 @@ var bodyPaths = []ast.Ref{
 	ast.MustParseRef("input.attributes.request.http.rawBody"),
 }
 
-// ReadsBody reports whether the entry point can read the body of a request. It
-// is true too where that cannot be told: of a rule that takes the whole input,
-// or a part of it by a name that is computed.
-func (p *Policy) ReadsBody(entry string) bool {
-	e, ok := p.entries[entry]
-	return ok && e.readsBody
+// tokenPaths are the claims of a subject that differ from one of its tokens to
+// the next, where they are in an input document.
+var tokenPaths = func() (paths []ast.Ref) {
+	for _, claim := range []string{
+		"iat", "exp", "nbf", "jti", "auth_time", "nonce", "at_hash", "c_hash", "sid", "uti", "rh", "aio",
+	} {
+		paths = append(paths, ast.MustParseRef("input.subject.claims").Append(ast.StringTerm(claim)))
+	}
+	return paths
+}()
+
+// TokenClaims returns the names of those claims of a subject that differ from one
+// of its tokens to the next, in input.subject.claims. They must not be changed.
+func TokenClaims() []ast.Value { return tokenClaims }
+
+var tokenClaims = func() (names []ast.Value) {
+	for _, path := range tokenPaths {
+		names = append(names, path[len(path)-1].Value)
+	}
+	return names
+}()
+
+// varying are the builtins that are no functions of their operands, by name.
+// What opa.runtime gives follows from a tenant's settings, and schemas never
+// refer to remote documents.
+var varying = func() map[string]bool {
+	names := map[string]bool{}
+	for _, b := range ast.Builtins {
+		if b.IsNondeterministic() {
+			names[b.Name] = true
+		}
+	}
+	for _, b := range []*ast.Builtin{ast.OPARuntime, ast.JSONSchemaVerify, ast.JSONMatchSchema} {
+		delete(names, b.Name)
+	}
+	return names
+}()
+
+// reads is what the value of an entry point can follow from, of those things that
+// somebody wants to know. Each is true too where it cannot be told: of a rule that
+// takes the whole input, or a part of it by a name that is computed.
+type reads struct {
+	body   bool // the body of a request
+	token  bool // TokenClaims
+	varies bool // what a builtin gives that is no function of its operands
 }
 
-// readsBody looks for what reads the body in all rules that the value of ref
-// can depend on.
-func readsBody(c *ast.Compiler, ref ast.Ref) bool {
+// ReadsBody reports whether the entry point can read the body of a request.
+func (p *Policy) ReadsBody(entry string) bool {
+	e, ok := p.entries[entry]
+	return ok && e.reads.body
+}
+
+// ReadsTokenClaims reports whether the entry point can read a claim of
+// TokenClaims.
+func (p *Policy) ReadsTokenClaims(entry string) bool {
+	e, ok := p.entries[entry]
+	return ok && e.reads.token
+}
+
+// Varies reports whether the entry point can have another value for the same
+// input: because of the time, of chance, of what http.send gets, or of a token
+// that is only valid for a time.
+func (p *Policy) Varies(entry string) bool {
+	e, ok := p.entries[entry]
+	return ok && e.reads.varies
+}
+
+// readsOf looks for what is read in all rules that the value of ref can depend
+// on.
+func readsOf(c *ast.Compiler, ref ast.Ref) (r reads) {
 	seen := map[util.T]bool{}
 	var queue []util.T
 	add := func(node util.T) {
@@ -39,18 +99,20 @@ func readsBody(c *ast.Compiler, ref ast.Ref) bool {
 	for len(queue) > 0 {
 		node := queue[len(queue)-1]
 		queue = queue[:len(queue)-1]
-		if rule, ok := node.(*ast.Rule); ok && ruleReadsBody(rule) {
-			return true
+		if rule, ok := node.(*ast.Rule); ok {
+			if r.rule(rule); r == (reads{true, true, true}) {
+				return r
+			}
 		}
 		for dependency := range c.Graph.Dependencies(node) {
 			add(dependency)
 		}
 	}
-	return false
+	return r
 }
 
-func ruleReadsBody(rule *ast.Rule) bool {
-	reads := false
+// rule adds what a rule reads.
+func (r *reads) rule(rule *ast.Rule) {
 	var visitor *ast.GenericVisitor
 	visitor = ast.NewGenericVisitor(func(x any) bool {
 		switch x := x.(type) {
@@ -58,22 +120,28 @@ func ruleReadsBody(rule *ast.Rule) bool {
 			return x != rule // an else is a node of the graph itself, too
 		case ast.Ref:
 			if x[0].Equal(ast.InputRootDocument) {
-				reads = reads || slices.ContainsFunc(bodyPaths, func(path ast.Ref) bool { return meets(x, path) })
+				reads := func(path ast.Ref) bool { return meets(x, path) }
+				r.body = r.body || slices.ContainsFunc(bodyPaths, reads)
+				r.token = r.token || slices.ContainsFunc(tokenPaths, reads)
 				for _, t := range x[1:] {
 					visitor.Walk(t)
 				}
 				return true
 			}
+			if !x[0].Equal(ast.DefaultRootDocument) && !r.varies {
+				r.varies = varying[x.String()]
+			}
 		case ast.Var:
-			reads = reads || x.Equal(ast.InputRootDocument.Value)
+			if x.Equal(ast.InputRootDocument.Value) {
+				r.body, r.token = true, true
+			}
 		}
-		return reads
+		return false
 	})
 	visitor.Walk(rule)
-	if rule.Else != nil && ruleReadsBody(rule.Else) {
-		return true
+	if rule.Else != nil {
+		r.rule(rule.Else)
 	}
-	return reads
 }
 
 // meets reports whether ref can be a value that holds path, or lies in it.
