@@ -16,14 +16,17 @@ const module = "github.com/gatehouse-authz/gatehouse/"
 // tenants joins what its leaves supply, and the leaves know neither tenants nor
 // each other. A room that is not here does not belong in the house.
 var arrows = map[string][]string{ // :: room → rooms it may import
-	"cmd/gatehouse": {"extauthz", "tenants", "control", "policy", "bundles"},
-	"extauthz":      {"tenants", "policy"},
-	"tenants":       {"control", "policy", "bundles"},
-	"control":       {"bundles", "policy"},
+	"cmd/gatehouse": {"extauthz", "httpserve", "peers", "tenants", "control", "policy", "bundles", "decisionlog", "schedule"},
+	"extauthz":      {"tenants", "policy", "peers"},
+	"httpserve":     {"tenants", "control", "policy", "decisionlog", "peers"},
+	"tenants":       {"control", "policy", "bundles", "decisionlog", "schedule"},
+	"control":       {"bundles", "decisionlog", "policy"},
 	"policy":        {},
 	"bundles":       {},
+	"decisionlog":   {"schedule"},
 	"schedule":      {},
-	"authztest":     {"tenants", "control", "policy", "bundles"},
+	"peers":         {},
+	"authztest":     {"tenants", "control", "policy", "bundles", "decisionlog", "schedule"},
 }
 
 // walls says which libraries stay in one room: protobuf with those that speak
@@ -36,9 +39,10 @@ var walls = map[string][]string{ // :: import path prefix → rooms that may imp
 	"github.com/open-policy-agent/opa/v1/rego":    {},
 	"github.com/open-policy-agent/opa/v1/storage": {"bundles", "policy"},
 	"github.com/open-policy-agent/opa/v1/bundle":  {"bundles", "control", "policy"},
-	"github.com/prometheus/":                      {"tenants", "cmd/gatehouse"},
-	"net/http":                                    {"bundles", "control", "policy", "cmd/gatehouse"},
-	"os":                                          {"bundles", "control", "extauthz", "cmd/gatehouse"},
+	"github.com/lestrrat-go/jwx":                  {"httpserve"},
+	"github.com/prometheus/":                      {"tenants", "decisionlog", "cmd/gatehouse"},
+	"net/http":                                    {"bundles", "control", "decisionlog", "httpserve", "policy", "cmd/gatehouse"},
+	"os":                                          {"bundles", "control", "decisionlog", "extauthz", "cmd/gatehouse"},
 	"testing":                                     {"authztest"},
 }
 

@@ -1,6 +1,7 @@
 package bundles
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -97,6 +98,11 @@ type StatusError struct {
 	// RetryAfter is how long the service asks to be left alone, at most ten
 	// minutes; zero if it does not.
 	RetryAfter time.Duration
+}
+
+// Text is what HTTP calls the code, or the number.
+func (e *StatusError) Text() string {
+	return cmp.Or(http.StatusText(e.Code), strconv.Itoa(e.Code))
 }
 
 func (e *StatusError) Error() string {

@@ -34,9 +34,33 @@ import (
 // Tenant is the OPA configuration of one tenant, read. It is never changed.
 type Tenant struct {
 	Labels  map[string]string
-	Bundles []Bundle // by name, at least one
+	Bundles []Bundle // by name; none before what Discovery supplies is known
+
+	// Discovery supplies the rest of the configuration. Nil: this is all.
+	Discovery *Discovery
+
+	// Overridden are keys of what was discovered that are not in force, since
+	// the operator's configuration has them too.
+	Overridden []string
+
+	// HTTP is what the tenant offers over HTTP. Nil: nothing.
+	HTTP *HTTP
+
+	// Log is the decision log. Nil: there is none.
+	Log *Log
+
+	// Status says where the tenant's status goes. Nil: nowhere.
+	Status *Status
+
+	// Caching says what builtins remember between questions.
+	Caching policy.Caching
+
+	// NDBuiltinCache has decision logs show what builtins gave that depends
+	// on more than their arguments.
+	NDBuiltinCache bool
 
 	Entry   string   // the entry point that is asked by default
+	Path    string   // Entry as the configuration has it, and as decisions are logged
 	Entries []string // others that a request may name
 
 	DryRun          bool
@@ -64,6 +88,13 @@ type Bundle struct {
 	Read func(io.Reader) (*bundles.Bundle, error)
 
 	MinDelay, MaxDelay time.Duration // between two polls
+
+	// LongPoll is how long the source may wait for something new before it
+	// answers, where it can. Zero: it is not asked to wait.
+	LongPoll time.Duration
+
+	// Manual has the bundle fetched once, and then only when somebody asks.
+	Manual bool
 }
 
 // Options are what a configuration is read with.
@@ -140,12 +171,17 @@ func (t *Template) Tenant(name string) (*Tenant, error) {
 func (t *Template) read(name string) (*Tenant, []Fault, error) {
 	r := &reader{opts: t.opts}
 	expanded := r.expand("", t.block, map[string]string{"tenant": name, "bundlename": name})
-	tenant := &Tenant{Entry: DefaultEntry}
+	tenant := &Tenant{Entry: DefaultEntry, Path: DefaultEntry}
+	boot := expanded.(map[string]any)
 	if len(r.faults) == 0 {
-		r.tenant(r.object("", expanded.(map[string]any)), tenant, name)
+		r.tenant(r.object("", boot), tenant, name)
 	}
 	if len(r.faults) > 0 {
 		return nil, r.notes, r.faults
+	}
+	if d := tenant.Discovery; d != nil {
+		d.identity = identity(boot, t.opts)
+		d.read = func(doc map[string]any) (*Tenant, error) { return t.discovered(name, boot, doc) }
 	}
 	return tenant, r.notes, nil
 }
@@ -198,164 +234,29 @@ const DefaultEntry = "envoy/authz/allow"
 
 func (r *reader) tenant(o object, t *Tenant, name string) {
 	for _, key := range []string{"server", "storage", "persistence_directory", "default_decision",
-		"default_authorization_decision", "caching", "nd_builtin_cache", "distributed_tracing", "extra", "addr", "diagnostic_addr"} {
+		"default_authorization_decision", "distributed_tracing", "extra", "addr", "diagnostic_addr"} {
 		if o.has(key) {
 			r.note(o.at(key), "has no effect here")
 		}
 	}
-	for key, why := range map[string]string{
-		"discovery":     "discovery",
-		"decision_logs": "decision logs",
-		"decision_log":  "decision logs",
-		"status":        "status reports",
-		"bundle":        "the deprecated single bundle; use bundles",
-	} {
-		if o.has(key) {
-			r.fault(o.at(key), "not supported: %s", why)
-		}
+	if o.has("bundle") {
+		r.fault(o.at("bundle"), "not supported: the deprecated single bundle; use bundles")
 	}
 	t.Labels = o.strings("labels")
+	t.NDBuiltinCache = o.bool("nd_builtin_cache")
+	r.caching(o, t)
 	r.keys = r.readKeys(o.object("keys"))
 	services := r.services(o)
 	r.noteKeys(o.at("keys"))
-	if r.opts.Dir != nil {
-		if o.has("bundles") {
-			r.fault(o.at("bundles"), "must be absent: bundles come from the directory")
-		}
-		o.value("bundles")
-		bundle := Bundle{
-			Name: DirBundle, Resource: name, Source: r.opts.Dir, Service: "dir", Final: true,
-			MinDelay: dirMinDelay, MaxDelay: dirMaxDelay,
-		}
-		if verify := r.verification("", "", nil); verify != nil {
-			bundle.Source = r.opts.Dir.Verified(verify)
-			bundle.Service = identity("dir", verify)
-		}
-		t.Bundles = []Bundle{bundle}
-	} else {
+	switch {
+	case r.opts.Dir != nil:
+		r.directory(o, t, name)
+	default:
+		r.discovery(o, services, t)
 		r.bundles(o, services, t)
 	}
+	r.decisionLogs(o, services, t)
+	r.status(o, services, t)
 	r.plugins(o.object("plugins"), t)
 	o.end()
-}
-
-// Polling delays: those of OPA for services; a directory is near.
-const (
-	minDelay    = 60 * time.Second
-	maxDelay    = 120 * time.Second
-	dirMinDelay = time.Second
-	dirMaxDelay = 2 * time.Second
-)
-
-func (r *reader) bundles(o object, services map[string]service, t *Tenant) {
-	all := o.object("bundles")
-	if len(all.m) == 0 {
-		r.fault(join(o.path, "bundles"), "a tenant needs at least one bundle, or gatehouse serve a directory")
-		return
-	}
-	for _, name := range slices.Sorted(maps.Keys(all.m)) {
-		b := all.object(name)
-		bundle := Bundle{Name: name, Resource: b.string("resource", "bundles/"+name)}
-		if strings.HasPrefix(bundle.Resource, "file:") {
-			r.fault(b.at("resource"), "not supported: a file; serve a directory instead")
-		}
-		if bundle.Resource == "" {
-			r.fault(b.at("resource"), "is empty")
-		}
-		serviceName := b.string("service", "")
-		if serviceName == "" && len(services) == 1 {
-			for serviceName = range services {
-			}
-		}
-		s, ok := services[serviceName]
-		switch {
-		case ok:
-			config := s.config
-			bundle.Service = s.identity
-			if config.Verify = r.signing(b); config.Verify != nil {
-				bundle.Service = identity(s.identity, config.Verify)
-			}
-			source := bundles.NewHTTP(config)
-			bundle.Source = source
-			bundle.Read = func(archive io.Reader) (*bundles.Bundle, error) { return source.Read(archive, bundle.Resource) }
-		case serviceName == "":
-			r.fault(b.at("service"), "is missing")
-		default:
-			r.fault(b.at("service"), "no service %q", serviceName)
-		}
-		r.polling(b, &bundle)
-		b.value("signing")
-		if b.bool("persist") && !r.opts.KeepArchive {
-			r.fault(b.at("persist"), "bundles are kept on disk where the operator sets persist.directory")
-		}
-		if b.has("size_limit_bytes") {
-			r.note(b.at("size_limit_bytes"), "has no effect here: tenants.limits bounds bundles")
-		}
-		b.end()
-		t.Bundles = append(t.Bundles, bundle)
-	}
-	all.end()
-}
-
-func (r *reader) polling(b object, bundle *Bundle) {
-	if trigger := b.string("trigger", "periodic"); trigger != "periodic" {
-		r.fault(b.at("trigger"), "not supported: %q", trigger)
-	}
-	polling := b.object("polling")
-	bundle.MinDelay = polling.seconds("min_delay_seconds", minDelay)
-	bundle.MaxDelay = polling.seconds("max_delay_seconds", max(maxDelay, bundle.MinDelay))
-	if polling.has("min_delay_seconds") != polling.has("max_delay_seconds") {
-		r.fault(polling.path, "min_delay_seconds and max_delay_seconds go together")
-	}
-	if bundle.MinDelay > bundle.MaxDelay {
-		r.fault(polling.path, "max_delay_seconds is less than min_delay_seconds")
-	}
-	if bundle.MinDelay < 0 || bundle.MaxDelay < 100*time.Millisecond {
-		r.fault(polling.path, "max_delay_seconds is less than 0.1")
-	}
-	if polling.has("long_polling_timeout_seconds") {
-		r.note(polling.at("long_polling_timeout_seconds"), "has no effect here: the bundle is polled")
-	}
-	polling.end()
-}
-
-// The plugin's two names in an OPA configuration.
-var envoyPlugins = []string{"envoy_ext_authz_grpc", "envoy.ext_authz.grpc"}
-
-func (r *reader) plugins(o object, t *Tenant) {
-	for _, name := range envoyPlugins {
-		p := o.object(name)
-		if p.m == nil {
-			continue
-		}
-		for _, key := range []string{"addr", "enable-reflection", "grpc-max-recv-msg-size", "grpc-max-send-msg-size",
-			"enable-performance-metrics", "grpc-request-duration-seconds-buckets"} {
-			if p.has(key) {
-				r.note(p.at(key), "has no effect here: it is a setting of the process")
-			}
-		}
-		if p.has("query") {
-			r.fault(p.at("query"), "not supported: use path")
-		}
-		t.Entry = r.entry(p.at("path"), p.string("path", DefaultEntry))
-		for i, path := range p.list("paths") {
-			t.Entries = append(t.Entries, r.entry(fmt.Sprintf("%s[%d]", p.at("paths"), i), path))
-		}
-		t.DryRun = p.bool("dry-run")
-		t.SkipBody = p.bool("skip-request-body-parse")
-		t.ProtoDescriptor = p.string("proto-descriptor", "")
-		p.end()
-	}
-	if o.has("gatehouse_http") {
-		r.note(o.at("gatehouse_http"), "has no effect: this version has no HTTP API")
-	}
-	o.end()
-}
-
-func (r *reader) entry(path, value string) string {
-	entry, err := policy.ParseEntry(value)
-	if err != nil {
-		r.fault(path, "%s", err)
-	}
-	return entry
 }

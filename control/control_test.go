@@ -115,16 +115,19 @@ func TestFaults(t *testing.T) {
 		{"unknown keys", common + "bundels: {}\nlabels: {a: 1}", []string{`bundels: unknown or unsupported key`, `labels.a: is not a string`}},
 		{"several", `
 services: {s: {url: "ftp://x", flavour: sweet}, t: {url: "https://example.com"}}
-bundles: {b: {service: u, trigger: manual, persist: true, signing: {keyid: k}}}
+bundles: {b: {service: u, trigger: never, persist: true, signing: {keyid: k}}}
 discovery: {}
-decision_logs: {console: true}
+decision_logs: {plugin: mine}
+decision_log: {}
+bundle: {}
 keys: {k: {key: x}}
-status: {}
+status: {service: u}
 `, []string{
 			`services.s.url: "ftp://x" is not an http or https URL`, `services.s.flavour: unknown or unsupported key`,
-			`bundles.b.service: no service "u"`, `bundles.b.trigger: not supported: "manual"`,
+			`bundles.b.service: no service "u"`, `bundles.b.trigger: not supported: "never"`,
 			`bundles.b.persist: bundles are kept on disk where`, `keys.k.key: is not PEM`,
-			`decision_logs: not supported`, `discovery: not supported`, `status: not supported`,
+			`decision_logs.plugin: not supported`, `decision_logs.service: is missing`, `decision_log: not supported`,
+			`discovery.resource: is missing`, `discovery.service: is missing`, `status.service: no service "u"`, `bundle: not supported`,
 		}},
 		{"secrets in URLs", `
 services: {s: {url: "ftp://u:secret1@x/?secret2"}, t: {url: "http://u:secret3@x%"}}
@@ -152,6 +155,22 @@ plugins: {envoy_ext_authz_grpc: {query: "data.x", path: "/", colour: red}, other
 services: {s: {url: "https://example.com"}}
 bundles: {b: {polling: {min_delay_seconds: 10, max_delay_seconds: 5}}, c: {polling: {min_delay_seconds: x}}}
 `, []string{`bundles.b.polling: max_delay_seconds is less`, `bundles.c.polling.min_delay_seconds: is not a number`}},
+		{"decision logs", common + `
+decision_logs:
+  file: {path: "", max_files: 0}
+  s3: {service: nowhere}
+  reporting: {buffer_type: sorted, on_full: explode, upload_size_limit_bytes: 1, max_decisions_per_second: -1, trigger: never, buffer_size_limit_bytes: 1.5}
+`, []string{
+			`decision_logs.file.path: is missing`, `decision_logs.file.max_files: is not a whole number between 1 and 1000`,
+			`decision_logs.s3.service: no service "nowhere"`, `decision_logs.reporting.buffer_type: "sorted" is not size or event`,
+			`decision_logs.reporting.on_full: "explode" is not`, `decision_logs.reporting.upload_size_limit_bytes: is not a whole number between 90 and`,
+			`decision_logs.reporting.max_decisions_per_second: is less than 0`, `decision_logs.reporting.trigger: not supported: "never"`,
+			`decision_logs.reporting.buffer_size_limit_bytes: is not a whole number`,
+		}},
+		{"long polling", `
+services: {s: {url: "https://example.com"}}
+bundles: {b: {polling: {long_polling_timeout_seconds: 0.1}}}
+`, []string{`bundles.b.polling.long_polling_timeout_seconds: is not between 1 and 3600`}},
 		{"types", `
 services: [1]
 bundles: []
@@ -191,7 +210,7 @@ plugins: {envoy_ext_authz_grpc: {addr: ":1", enable-reflection: true}}
 		got = append(got, n.Path)
 	}
 	slices.Sort(got)
-	want := []string{"caching", "plugins.envoy_ext_authz_grpc.addr", "plugins.envoy_ext_authz_grpc.enable-reflection", "server"}
+	want := []string{"plugins.envoy_ext_authz_grpc.addr", "plugins.envoy_ext_authz_grpc.enable-reflection", "server"}
 	if !slices.Equal(got, want) {
 		t.Errorf("got notes on %v, want %v", got, want)
 	}

@@ -3,6 +3,7 @@ package control
 import (
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"time"
 
@@ -16,6 +17,8 @@ type reader struct {
 	notes   []Fault
 	keys    map[string]*keys.Config // :: id → key
 	signers map[string]bool         // :: id → a service signs with its private key
+
+	overridden []string // keys that were discovered, and are not in force
 }
 
 func (r *reader) fault(path, format string, args ...any) {
@@ -100,6 +103,39 @@ func (o *object) bool(key string) bool {
 	}
 	o.r.fault(o.at(key), "is not true or false")
 	return false
+}
+
+// number reads a number that is not negative.
+func (o *object) number(key string, def float64) float64 {
+	var n float64
+	switch v := o.value(key).(type) {
+	case nil:
+		return def
+	case int:
+		n = float64(v)
+	case float64:
+		n = v
+	default:
+		o.r.fault(o.at(key), "is not a number")
+		return def
+	}
+	if n < 0 {
+		o.r.fault(o.at(key), "is less than 0")
+	}
+	return n
+}
+
+// count reads a whole number between two bounds.
+func (o *object) count(key string, def, least, most int64) int64 {
+	if !o.has(key) {
+		return def
+	}
+	n := o.number(key, float64(def))
+	if n != math.Trunc(n) || n < float64(least) || n > float64(most) {
+		o.r.fault(o.at(key), "is not a whole number between %d and %d", least, most)
+		return def
+	}
+	return int64(n)
 }
 
 // seconds reads a number of seconds, which may be a fraction.

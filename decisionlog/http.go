@@ -34,8 +34,8 @@ type HTTPConfig struct {
 	Header http.Header
 
 	// Authorize adds credentials to a request just before it is sent. It is
-	// called for each attempt, a redirect within the same host included; the
-	// body can be read with GetBody. Optional.
+	// called for each attempt, a redirect within the same host included; it may
+	// read the body. Optional.
 	Authorize func(*http.Request) error
 
 	// Client sends the requests; its CheckRedirect is replaced. Optional: by
@@ -213,6 +213,12 @@ func (s *sender) authorize(req *http.Request) error {
 	if err := s.config.Authorize(req); err != nil {
 		return fmt.Errorf("authorizing the request: %w", err)
 	}
+	// Who signs the body may have read it.
+	body, err := req.GetBody()
+	if err != nil {
+		return err
+	}
+	req.Body = body
 	return nil
 }
 

@@ -3,6 +3,7 @@ package decisionlog
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -441,6 +442,9 @@ func (o *outlet) attempt(a *attempt) {
 	l.mu.Unlock()
 	if turned && l.set.Turned != nil {
 		l.set.Turned()
+	}
+	if len(lost) > 0 {
+		l.complain(fmt.Errorf("%d events are larger than the sink takes", len(lost)))
 	}
 	close(a.done)
 	if over {

@@ -30,6 +30,9 @@
 //   - input.attributes.metadataContext.filterMetadata.open_policy_agent.decision_id
 //     is the decision ID. What stood there is overwritten.
 //
+// The log: a check belongs to the trace and the span of the W3C traceparent in the
+// call's metadata, or else, where that is not a valid one, in the checked request.
+//
 // Bounds: the size of a message is bounded by Config.MaxMessageBytes, the size of
 // a request's body by tenants.Needs.BodyBytes. A query string and a form have at
 // most 10,000 parameters (as in net/url), JSON nests at most 10,000 deep, a part

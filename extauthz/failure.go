@@ -28,6 +28,7 @@ var failures = []struct {
 	{errTenant, typev3.StatusCode_Forbidden, codes.PermissionDenied},
 	{tenants.ErrUnknown, typev3.StatusCode_Forbidden, codes.PermissionDenied},
 	{tenants.ErrEntry, typev3.StatusCode_Forbidden, codes.PermissionDenied},
+	{tenants.ErrNotLogged, typev3.StatusCode_ServiceUnavailable, codes.Unavailable},
 	{policy.ErrUndefined, typev3.StatusCode_Forbidden, codes.Unknown},
 	{policy.ErrConflict, typev3.StatusCode_Forbidden, codes.Unknown},
 	{policy.ErrResult, typev3.StatusCode_Forbidden, codes.Unknown},

@@ -107,27 +107,39 @@ func headersOf(http *authv3.AttributeContext_HttpRequest) map[string]string {
 	if len(http.GetHeaders()) > 0 || len(entries) == 0 {
 		return http.GetHeaders()
 	}
-	joined := make(map[string][]byte, len(entries)) // grown in place: a name may have very many values
+	joined := make(joinedHeaders, len(entries))
 	for _, h := range entries {
-		name := lower(h.GetKey())
-		value, ok := joined[name]
-		if ok && name == "cookie" {
-			value = append(value, "; "...)
-		} else if ok {
-			value = append(value, ',')
+		value := h.GetRawValue()
+		if len(value) == 0 {
+			value = []byte(h.GetValue())
 		}
-		if raw := h.GetRawValue(); len(raw) > 0 {
-			value = append(value, raw...)
-		} else {
-			value = append(value, h.GetValue()...)
-		}
-		if value == nil {
-			value = []byte{} // present, though empty
-		}
-		joined[name] = value
+		joined.add(h.GetKey(), value)
 	}
-	headers := make(map[string]string, len(joined))
-	for name, value := range joined {
+	return joined.headers()
+}
+
+// joinedHeaders are headers whose values of one name are joined as Envoy does.
+// They grow in place: a name may have very many values.
+type joinedHeaders map[string][]byte // :: name in lower case → values
+
+func (j joinedHeaders) add(name string, value []byte) {
+	name = lower(name)
+	all, ok := j[name]
+	switch {
+	case ok && name == "cookie":
+		all = append(all, "; "...)
+	case ok:
+		all = append(all, ',')
+	}
+	if all = append(all, value...); all == nil {
+		all = []byte{} // present, though empty
+	}
+	j[name] = all
+}
+
+func (j joinedHeaders) headers() map[string]string {
+	headers := make(map[string]string, len(j))
+	for name, value := range j {
 		headers[name] = sanitize(value)
 	}
 	return headers

@@ -133,7 +133,7 @@ func TestFailures(t *testing.T) {
 func TestNewDecisionID(t *testing.T) {
 	seen := map[string]bool{}
 	for range 1000 {
-		id := newDecisionID()
+		id := tenants.NewDecisionID()
 		if len(id) != 36 || id[14] != '4' || id[8] != '-' || id[13] != '-' || id[18] != '-' || id[23] != '-' || seen[id] {
 			t.Fatalf("got %q", id)
 		}

@@ -209,11 +209,12 @@ func (s *Server) check(ctx context.Context, req *authv3.CheckRequest) (*authv3.C
 	c := &check{req: req, descriptors: routing.descriptors}
 	http := req.GetAttributes().GetRequest().GetHttp()
 	c.question[0] = tenants.Question{
-		DecisionID: newDecisionID(),
+		DecisionID: tenants.NewDecisionID(),
 		Entry:      entryOf(req),
 		Input:      c,
 		BodyBytes:  int64(max(len(http.GetBody()), len(http.GetRawBody()))),
 	}
+	c.question[0].TraceID, c.question[0].SpanID = traceOf(ctx, req)
 	decisionID := c.question[0].DecisionID
 
 	ctx, cancel := earlier(ctx, c.question[0].BodyBytes)
@@ -256,7 +257,7 @@ func (c *check) take(_ int, a tenants.Answer) { c.answer, c.answered = a, true }
 
 // refuse denies a check that reaches no tenant.
 func (s *Server) refuse(err error) (*authv3.CheckResponse, error) {
-	decisionID := newDecisionID()
+	decisionID := tenants.NewDecisionID()
 	outcome := "canceled"
 	switch {
 	case errors.Is(err, tenants.ErrInvalid):

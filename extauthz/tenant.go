@@ -33,7 +33,7 @@ type Resolver struct {
 	Authority *NameMap `yaml:"authority,omitempty"`
 
 	// PeerID maps the ID of the proxy that asks, from its certificate: see
-	// PeerID.
+	// peers.ID.
 	PeerID *NameMap `yaml:"peer_id,omitempty"`
 
 	// Host maps the host of the request, in lower case, without port and

@@ -20,24 +20,9 @@ const (
 	maxMargin  = 100 * time.Millisecond
 )
 
-// Record is one decision, as it is handed to Config.Record. It must not be
-// kept or changed after the call, but for its values, which never change.
-type Record struct {
-	Tenant     ID
-	DecisionID string
-	Entry      string
-	Input      ast.Value // nil where none was made
-	Revisions  []policy.Revision
-	Guard      []policy.Revision // of the operator's own policy; nil: there is none
-	Labels     map[string]string
-	Answer     Answer
-	Start      time.Time
-	Duration   time.Duration // waiting included
-}
-
-// Decide asks the tenant's policy the questions and calls answer once for each,
-// with its index, as the answers come: one call at a time, on the caller's
-// goroutine. All answers come from one policy.
+// Decide asks the tenant's policy the questions and calls answer once for each
+// that is needed, with its index, as the answers come: one call at a time, on the
+// caller's goroutine. All answers come from one policy.
 //
 // Decide returns in time: each question is answered, with ErrDeadline if need
 // be, within the tenant's evaluation time from when it was begun, and all of
@@ -59,11 +44,11 @@ func (p *Pool) Decide(ctx context.Context, id ID, questions []Question, answer f
 	}
 	if err != nil {
 		for i := range questions {
-			c.answer(i, &questions[i], nil, policy.Decision{}, err, p.guard == nil)
+			c.answer(i, &questions[i], &result{err: err, cleared: p.guard == nil})
 		}
 		return nil
 	}
-	c.rev = rev
+	c.rev, c.state = rev, p.stateOf(rev)
 	c.ask(questions)
 	return nil
 }
@@ -73,6 +58,7 @@ type call struct {
 	pool  *Pool
 	in    *instance
 	rev   *revision
+	state string // of rev
 	start time.Time
 	limit time.Time // the caller's own deadline, less the margin; zero: none
 	ctx   context.Context
@@ -100,7 +86,7 @@ func (p *Pool) newCall(ctx context.Context, in *instance, start time.Time, tell 
 func (c *call) free() {
 	c.timer.Stop()
 	p := c.pool
-	c.pool, c.in, c.rev, c.ctx, c.tell = nil, nil, nil, nil, nil
+	c.pool, c.in, c.rev, c.state, c.ctx, c.tell = nil, nil, nil, "", nil, nil
 	clear(c.open)
 	c.open = c.open[:0]
 	p.calls.Put(c)
@@ -158,13 +144,20 @@ func (c *call) stale() error {
 // ask puts the questions to the tenant's slots and answers each.
 func (c *call) ask(questions []Question) {
 	window := min(len(questions), c.in.limits.Concurrency)
+	if p := c.pool.cfg.Parallel; p > 0 {
+		window = min(window, p)
+	}
 	if cap(c.done) < window {
 		c.done = make(chan *job, window)
 	}
 	next := 0
 	for answered := 0; answered < len(questions); {
 		for next < len(questions) && len(c.open) < window {
-			if !c.begin(next, &questions[next]) {
+			q := &questions[next]
+			if q.Needed != nil && len(c.open) > 0 {
+				break
+			}
+			if q.Needed != nil && !q.Needed() || !c.begin(next, q) {
 				answered++
 			}
 			next++
@@ -190,9 +183,9 @@ func (c *call) ask(questions []Question) {
 // begin submits one question. It reports false when the question is already
 // answered instead.
 func (c *call) begin(i int, q *Question) bool {
-	entry, err := c.in.entryOf(q.Entry)
+	entry, err := c.in.entryOf(q)
 	if err != nil {
-		c.answer(i, q, nil, policy.Decision{}, err, c.pool.guard == nil)
+		c.answer(i, q, &result{err: err, cleared: c.pool.guard == nil})
 		return false
 	}
 	now := time.Now()
@@ -201,8 +194,8 @@ func (c *call) begin(i int, q *Question) bool {
 		begun = now
 	}
 	deadline := c.deadline(begun)
-	if !now.Before(deadline) {
-		c.answer(i, q, nil, policy.Decision{}, fmt.Errorf("%w: none is left", ErrDeadline), c.pool.guard == nil)
+	if !now.Before(deadline) || c.ctx.Err() != nil {
+		c.answer(i, q, &result{err: fmt.Errorf("%w: none is left", ErrDeadline), cleared: c.pool.guard == nil})
 		return false
 	}
 	j, _ := c.pool.jobs.Get().(*job)
@@ -220,9 +213,10 @@ func (c *call) begin(i int, q *Question) bool {
 		question: q, needs: needs, bytes: min(q.BodyBytes, c.in.limits.BodyBytes), index: i, deadline: deadline, done: c.done,
 	}
 	j.needs.Cancel = &j.cancel
+	j.observes, j.observed.WantBuiltins = q.Timed || c.in.log.Load() != nil, c.in.settings.NDBuiltinCache
 	if err := c.pool.sched.submit(j); err != nil {
 		c.pool.jobs.Put(j)
-		c.answer(i, q, nil, policy.Decision{}, err, c.pool.guard == nil)
+		c.answer(i, q, &result{err: err, cleared: c.pool.guard == nil})
 		return false
 	}
 	c.open = append(c.open, j)
@@ -237,10 +231,10 @@ func (c *call) finish(j *job) {
 			break
 		}
 	}
-	i, q, input, decision, err, cleared := j.index, j.question, j.input, j.decision, j.err, j.cleared.Load()
+	i, q, r := j.index, j.question, result{j.input, j.decision, j.err, j.cleared.Load(), j.observed}
 	*j = job{}
 	c.pool.jobs.Put(j)
-	c.answer(i, q, input, decision, err, cleared)
+	c.answer(i, q, &r)
 }
 
 // giveUp answers open jobs without their result: those whose time is over, or,
@@ -258,7 +252,10 @@ func (c *call) giveUp(late bool, why string) int {
 	clear(c.open[len(kept):])
 	c.open = kept
 	for _, j := range left {
-		i, q, cleared := j.index, j.question, j.cleared.Load()
+		i, q, r := j.index, j.question, result{cleared: j.cleared.Load()}
+		if j.made.Load() {
+			r.input = j.input
+		}
 		switch c.pool.sched.leave(j, late) {
 		case jobDone: // it was done in this very moment: its result counts
 			c.finish(c.take(j))
@@ -267,7 +264,8 @@ func (c *call) giveUp(late bool, why string) int {
 			*j = job{}
 			c.pool.jobs.Put(j)
 		}
-		c.answer(i, q, nil, policy.Decision{}, fmt.Errorf("%w: %s", ErrDeadline, why), cleared)
+		r.err = fmt.Errorf("%w: %s", ErrDeadline, why)
+		c.answer(i, q, &r)
 	}
 	return len(left)
 }
@@ -283,33 +281,38 @@ func (c *call) take(j *job) *job {
 	}
 }
 
-// answer tells one answer, and records it. Cleared says whether the guard has
+// result is what became of a question. Cleared says whether the guard has
 // allowed, or there is none: only then may the tenant soften what follows.
-func (c *call) answer(i int, q *Question, input ast.Value, d policy.Decision, err error, cleared bool) {
-	a := Answer{Decision: d, Err: err, DryRun: c.in.settings.DryRun && cleared, Guard: !cleared && err == nil}
-	if err != nil {
-		a.Decision = policy.Decision{Value: d.Value}
-		if cleared && softened(err) {
-			a.OnError = c.in.settings.OnError
+type result struct {
+	input    ast.Value
+	decision policy.Decision
+	err      error
+	cleared  bool
+	observed policy.Observed
+}
+
+// answer records one answer, and tells it.
+func (c *call) answer(i int, q *Question, r *result) {
+	settings := c.in.base
+	if c.rev != nil {
+		settings = c.in.settings
+	}
+	a := Answer{Decision: r.decision, Err: r.err, DryRun: settings.DryRun && r.cleared, Guard: !r.cleared && r.err == nil}
+	if r.err != nil {
+		a.Decision = policy.Decision{Value: r.decision.Value}
+		if r.cleared && softened(r.err) {
+			a.OnError = settings.OnError
 		}
 	}
 	took := time.Since(c.start)
-	c.pool.metrics.decided(c.in, &a, took)
-	if record := c.pool.cfg.Record; record != nil {
-		r := Record{
-			Tenant: c.in.id, DecisionID: q.DecisionID, Entry: q.Entry, Input: input,
-			Labels: c.in.settings.Labels, Answer: a, Start: c.start, Duration: took,
-		}
-		if r.Entry == "" {
-			r.Entry = c.in.settings.Entry
-		}
-		if c.rev != nil {
-			r.Revisions = c.rev.policy.Revisions()
-		}
-		if g := c.pool.guard; g != nil && g.current.Load() != nil {
-			r.Guard = g.current.Load().policy.Revisions()
-		}
-		record(&r)
+	if err := c.recordAll(q, &a, r, took); err != nil {
+		a = Answer{Err: err}
+	}
+	if c.rev != nil {
+		a.Bundles, a.State, a.Evaluation = c.rev.bundles, c.state, r.observed.Duration
+	}
+	for range 1 + len(q.Twins) {
+		c.pool.metrics.decided(c.in, &a, took)
 	}
 	c.tell(i, a)
 }
@@ -317,7 +320,7 @@ func (c *call) answer(i int, q *Question, input ast.Value, d policy.Decision, er
 // softened reports whether a tenant's on_error covers this error. What the
 // caller did wrong is always denied.
 func softened(err error) bool {
-	for _, hard := range []error{ErrInvalid, ErrTooLarge, ErrPartialBody, ErrEntry, ErrUnknown} {
+	for _, hard := range []error{ErrInvalid, ErrTooLarge, ErrPartialBody, ErrEntry, ErrUnknown, ErrNotLogged} {
 		if errors.Is(err, hard) {
 			return false
 		}

@@ -1,13 +1,17 @@
 package tenants
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/gatehouse-authz/gatehouse/decisionlog"
 	"github.com/gatehouse-authz/gatehouse/policy"
 )
 
@@ -27,10 +31,13 @@ const (
 // instance is one tenant's virtual OPA.
 type instance struct {
 	id       ID
-	settings *Settings
-	limits   Limits // the settings', with defaults
+	base     *Settings // what the operator says
+	settings *Settings // with what was discovered; as base until current is set
+	limits   Limits    // the settings', with defaults
 	needs    Needs
 	env      *policy.Env // set before ready is closed, unless it is refused
+
+	log atomic.Pointer[decisionlog.Log] // nil: it has none
 
 	// current decides; nil before the first load. Always replaced, never
 	// changed: who holds one may go on using it.
@@ -58,10 +65,19 @@ type instance struct {
 	feeds []*feed     // :: bundle of the settings → its feed, while warm
 	seeds []*feedSeed // :: bundle of the settings → what revives its feed, while parked
 
+	known []*feed // as feeds, for reports: also after it failed to load
+
+	discovery      *feed         // of the discovery bundle; nil: there is none
+	discoverySeed  *feedSeed     // what revives that feed, while parked
+	discoveredFrom content       // what the settings were discovered from
+	outdated       bool          // something else was discovered, and is not in force
+	renewing       chan struct{} // closed when the one that takes its place does, or cannot
+
 	activation sync.Mutex // held while a revision is made
 
-	mu     sync.Mutex
-	status status // guarded by mu
+	mu       sync.Mutex
+	status   status    // guarded by mu
+	reporter *reporter // sends the status; nil: nobody wants it; guarded by mu
 
 	counts counts
 }
@@ -70,12 +86,20 @@ type instance struct {
 type revision struct {
 	policy  *policy.Policy
 	content []content // :: bundle of the settings → its content
+
+	state   string               // a digest of all that its answers follow from, beside the question
+	bundles []decisionlog.Bundle // as its decisions are logged
+	filter  decisionlog.Filter   // its rules about what is logged; nil: it has none
 }
 
 // status is what is told of an instance.
 type status struct {
-	err       error     // why the newest content does not decide; nil: it does
-	activated time.Time // when the current revision began to decide
+	err       error         // why the newest content does not decide; nil: it does
+	discovery error         // why what was discovered last is not in force; nil: it is
+	activated time.Time     // when the current revision began to decide
+	compiled  time.Duration // what making its policy took, or finding it
+
+	discovered time.Time // when what was discovered came into force
 }
 
 // newInstance makes the instance of a tenant, loading.
@@ -83,6 +107,7 @@ func newInstance(id ID, s *Settings, cpus int) *instance {
 	limits := s.Limits.withDefaults(cpus)
 	return &instance{
 		id:       id,
+		base:     s,
 		settings: s,
 		limits:   limits,
 		needs: Needs{
@@ -99,7 +124,11 @@ func newInstance(id ID, s *Settings, cpus int) *instance {
 
 // entryOf returns the entry point to ask. Where the operator lists none beside
 // the default, a name given with the request is not ours to read.
-func (in *instance) entryOf(name string) (string, error) {
+func (in *instance) entryOf(q *Question) (string, error) {
+	name := q.Entry
+	if q.Own {
+		return name, nil
+	}
 	if name == "" || len(in.settings.Entries) == 0 || name == in.settings.Entry {
 		return in.settings.Entry, nil
 	}
@@ -113,7 +142,15 @@ func (in *instance) entryOf(name string) (string, error) {
 func (in *instance) options() policy.Options {
 	entries := append([]string{in.settings.Entry}, in.settings.Entries...)
 	slices.Sort(entries)
-	return policy.Options{Entries: slices.Compact(entries), AllowHeaders: in.settings.AllowHeaders}
+	optional := in.settings.HTTP.Entries()
+	if log := in.settings.Log; log != nil {
+		optional = append(optional, log.Drop, log.Mask)
+	}
+	slices.Sort(optional)
+	return policy.Options{
+		Entries: slices.Compact(entries), Optional: slices.Compact(optional), AllowHeaders: in.settings.AllowHeaders,
+		Network: in.settings.Network != nil,
+	}
 }
 
 // activate makes a revision of the newest content of the instance's feeds and
@@ -135,18 +172,40 @@ func (p *Pool) activate(in *instance, feeds []*feed) error {
 		in.report(nil, time.Time{})
 		return nil
 	}
+	begun := time.Now()
 	pol, err := p.library.compile(in, contents)
+	took := time.Since(begun)
 	if err != nil {
 		in.report(err, time.Time{})
 		p.metrics.failed("compile")
 		p.log.Warn("policy refused", "tenant", in.id, "error", err, "serving", old != nil)
 		return err
 	}
-	p.swap(in, &revision{policy: pol, content: contents})
+	p.swap(in, &revision{policy: pol, content: contents, state: in.stateOf(contents), bundles: loggedBundles(pol), filter: in.filterOf(pol)})
 	p.sched.renew(&in.slots)
+	in.mu.Lock()
+	in.status.compiled = took
+	in.mu.Unlock()
 	in.report(nil, time.Now())
 	p.log.Info("policy activated", "tenant", in.id, "bundles", revisionsAttr(pol.Revisions()), "first", old == nil)
 	return nil
+}
+
+// stateOf hashes what the answers by these contents follow from, beside the
+// question.
+func (in *instance) stateOf(contents []content) string {
+	h := sha256.New()
+	for _, c := range contents {
+		h.Write(c.digest[:])
+	}
+	s := in.settings
+	for _, k := range slices.Sorted(maps.Keys(s.Labels)) {
+		hashString(h, k)
+		hashString(h, s.Labels[k])
+	}
+	hashString(h, fmt.Sprintf("%q %q %q %q %q %t %t %t", s.Entry, s.Entries, s.ProtoDescriptor, s.HTTP.Identity(), s.AllowHeaders,
+		s.SkipBody, s.WholeBody, s.DryRun))
+	return hex.EncodeToString(h.Sum(nil))
 }
 
 // report sets what is told of the instance; a zero activated keeps the old time.
@@ -157,6 +216,7 @@ func (in *instance) report(err error, activated time.Time) {
 	if !activated.IsZero() {
 		in.status.activated = activated
 	}
+	in.reporter.changed()
 }
 
 func revisionsAttr(revisions []policy.Revision) slog.Value {

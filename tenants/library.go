@@ -19,6 +19,7 @@ import (
 type content struct {
 	digest digest
 	part   *policy.Part
+	size   int64 // of its archive, in bytes
 }
 
 func (c content) equal(d content) bool { return c.digest == d.digest }
@@ -44,13 +45,19 @@ func (l *library) turn() (end func()) {
 	return func() { <-l.turns }
 }
 
-// prepare returns the content of b.
-func (l *library) prepare(b *bundles.Bundle) (content, error) {
+// maxPatched bounds what a bundle may take in memory after a delta, in bytes.
+const maxPatched = 1 << 30
+
+// prepare returns the content of b, which may be a delta to base.
+func (l *library) prepare(b *bundles.Bundle, base content) (content, error) {
 	part, err := l.parts.get(b.Digest, func() (*policy.Part, error) {
 		defer l.turn()()
+		if b.Delta {
+			return base.part.Patch(b.Bundle, maxPatched)
+		}
 		return policy.Prepare(b.Bundle)
 	})
-	return content{b.Digest, part}, err
+	return content{b.Digest, part, b.Size}, err
 }
 
 // compile returns the policy of an instance with these contents.
@@ -63,16 +70,23 @@ func (l *library) compile(in *instance, contents []content) (*policy.Policy, err
 		hashString(h, named[i].Name)
 		h.Write(c.digest[:])
 	}
-	for _, list := range [][]string{opts.Entries, opts.AllowHeaders} {
+	for _, list := range [][]string{opts.Entries, opts.Optional, opts.AllowHeaders} {
 		hashString(h, fmt.Sprint(len(list)))
 		for _, s := range list {
 			hashString(h, s)
 		}
 	}
+	hashString(h, fmt.Sprint(opts.Network))
 	return l.policies.get(digest(h.Sum(nil)), func() (*policy.Policy, error) {
 		defer l.turn()()
 		return policy.Compile(named, opts)
 	})
+}
+
+// document returns the policy that answers what the discovery bundle c says.
+func (l *library) document(c content, decision string, network bool) (*policy.Policy, error) {
+	defer l.turn()()
+	return policy.Compile([]policy.Named{{Name: "discovery", Part: c.part}}, policy.Options{Entries: []string{decision}, Network: network})
 }
 
 // hashString hashes s with its length, so that no two lists hash alike.

@@ -72,6 +72,9 @@ func (p *Pool) swap(in *instance, rev *revision) {
 	p.memory.hold(rev)
 	p.memory.release(old)
 	p.shrink(in)
+	if told := p.cfg.Activated; told != nil {
+		told(in.id)
+	}
 }
 
 // shrink forgets tenants until the estimate is within the budget: the parked

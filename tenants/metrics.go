@@ -31,12 +31,13 @@ const (
 	outcomeNoEntry                    // the entry point is not listed
 	outcomeNoTenant                   // no tenant is named, or an invalid one
 	outcomeUnknown                    // there is no such tenant
+	outcomeNotLogged                  // the answer was not given since it cannot be recorded
 	outcomes           int     = iota
 )
 
 var outcomeNames = [outcomes]string{
 	"allowed", "denied", "undefined", "bad_result", "error", "deadline", "busy",
-	"not_ready", "invalid", "too_large", "partial_body", "no_entry", "no_tenant", "unknown_tenant",
+	"not_ready", "invalid", "too_large", "partial_body", "no_entry", "no_tenant", "unknown_tenant", "not_logged",
 }
 
 // faultOutcomes is from error to outcome; what is not here is outcomeError.
@@ -44,6 +45,7 @@ var faultOutcomes = []struct {
 	err     error
 	outcome outcome
 }{
+	{ErrNotLogged, outcomeNotLogged},
 	{policy.ErrUndefined, outcomeUndefined},
 	{policy.ErrConflict, outcomeResult},
 	{policy.ErrResult, outcomeResult},
@@ -104,6 +106,7 @@ type metrics struct {
 	pool     *Pool
 	seconds  prometheus.Histogram
 	failures *prometheus.CounterVec
+	reports  *prometheus.CounterVec
 	evicted  prometheus.Counter // tenants forgotten for the memory budget
 	unknown  atomic.Uint64      // checks of unknown tenants
 	refused  [outcomes]atomic.Uint64
@@ -125,8 +128,12 @@ func newMetrics(p *Pool, reg prometheus.Registerer) *metrics {
 		}),
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gatehouse_bundle_failures_total",
-			Help: "Bundles that were not taken, by reason: not_found, refused (cannot be read), compile, fetch (the source cannot be asked); and trouble with the store on disk: save, saved (cannot be used).",
+			Help: "Bundles that were not taken, by reason: not_found, refused (cannot be read), compile, fetch (the source cannot be asked), discovery (the configuration); and trouble with the store on disk: save, saved (cannot be used).",
 		}, []string{"reason"}),
+		reports: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "gatehouse_status_reports_total",
+			Help: "Reports of tenants' status to their services, by outcome: sent or failed.",
+		}, []string{"outcome"}),
 		evicted: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "gatehouse_memory_evictions_total",
 			Help: "Tenants forgotten to stay within the memory budget.",
@@ -151,11 +158,11 @@ func newMetrics(p *Pool, reg prometheus.Registerer) *metrics {
 		policiesDesc: prometheus.NewDesc("gatehouse_policies",
 			"Compiled policies in memory; tenants with the same content share one.", nil, nil),
 	}
-	for _, reason := range []string{"not_found", "refused", "compile", "fetch", "save", "saved"} {
+	for _, reason := range []string{"not_found", "refused", "compile", "fetch", "discovery", "save", "saved"} {
 		m.failures.WithLabelValues(reason)
 	}
 	if reg != nil {
-		reg.MustRegister(m.seconds, m.failures, m.evicted, m)
+		reg.MustRegister(m.seconds, m.failures, m.reports, m.evicted, m)
 	}
 	return m
 }

@@ -29,10 +29,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -41,7 +43,8 @@ import (
 
 	"github.com/gatehouse-authz/gatehouse/bundles"
 	"github.com/gatehouse-authz/gatehouse/control"
-	"github.com/gatehouse-authz/gatehouse/policy"
+	"github.com/gatehouse-authz/gatehouse/decisionlog"
+	"github.com/gatehouse-authz/gatehouse/schedule"
 )
 
 // Config says how a Pool runs. A zero field means its default.
@@ -69,9 +72,18 @@ type Config struct {
 	RefusedFor  time.Duration // how long an unknown one is, at most; default 10 s
 	RetryAfter  time.Duration // how long one that failed otherwise is, at most; default 30 s
 
+	// Schedule has the polls and reports of the tenants; the pool runs it.
+	// Optional: by default the pool makes one.
+	Schedule *schedule.Schedule
+
 	// Workers is how many evaluations run at once; default four for each CPU
 	// that the process may use, at least 8.
 	Workers int
+
+	// Parallel bounds how many questions of one call run at once, beside the
+	// tenant's slots. Below one full CPU more than one makes a batch slower.
+	// Default: no bound.
+	Parallel int
 
 	// Lend gives the Go runtime n processors more than it has by itself, while
 	// n evaluations run long. Optional; without it they delay all else.
@@ -94,9 +106,18 @@ type Config struct {
 	// forgotten to stay within it.
 	Memory int64
 
-	// Record is called with each decision before its answer is told. It must
-	// not block. Optional.
-	Record func(*Record)
+	// Console takes the status of tenants that want it there, a line in each
+	// Write, of which there may be several at once. Optional.
+	Console io.Writer
+
+	// Activated is called after a tenant has begun to decide by a new policy or
+	// by new settings, or is gone from its source. For the operator's own policy
+	// the ID is "". It must neither block nor call the pool. Optional.
+	Activated func(ID)
+
+	// Logs keeps the decision logs of the tenants that want one. It is the
+	// caller's to run and to drain. Optional: then none is kept.
+	Logs *decisionlog.Logs
 
 	Registerer prometheus.Registerer // optional
 	Logger     *slog.Logger          // required
@@ -118,6 +139,9 @@ func (c Config) withDefaults() Config {
 	def(&c.Loads, 16)
 	def(&c.LoadQueue, 4096)
 	def(&c.Refused, 10_000)
+	if c.Schedule == nil {
+		c.Schedule = schedule.New(100)
+	}
 	if c.BodyMemory <= 0 {
 		c.BodyMemory = 256 << 20
 	}
@@ -135,15 +159,18 @@ func (c Config) withDefaults() Config {
 
 // Pool holds the tenants. Its methods may be called by any number of goroutines.
 type Pool struct {
-	cfg     Config
-	cpus    int
-	log     *slog.Logger
-	metrics *metrics
-	sched   *scheduler
-	feeds   *feeds
-	library *library
+	cfg      Config
+	cpus     int
+	log      *slog.Logger
+	metrics  *metrics
+	sched    *scheduler
+	feeds    *feeds
+	library  *library
+	schedule *schedule.Schedule
 
-	calls, jobs sync.Pool // *call, *job: used again and again
+	calls, jobs sync.Pool     // *call, *job: used again and again
+	id          string        // of this process, as an OPA has one
+	asides      chan struct{} // has room for as many as run at once
 
 	work sync.WaitGroup // loads
 	ctx  context.Context
@@ -157,6 +184,7 @@ type Pool struct {
 	misses  misses
 	guard   *instance // in no list; nil: there is none
 	memory  *memory
+	named   map[ID]bool // required or loaded at start: the operator knows them
 	unready map[ID]bool // required, and never loaded yet
 	loading map[ID]*instance
 	queue   []*instance // loading, and waiting for their turn
@@ -180,15 +208,23 @@ func New(cfg Config) *Pool {
 		library: newLibrary(runtime.GOMAXPROCS(0)),
 		sched:   newScheduler(cfg.Workers, cfg.BodyMemory, cfg.Lend, cfg.Logger),
 		loading: map[ID]*instance{},
+		named:   map[ID]bool{},
 		unready: map[ID]bool{},
+		id:      NewDecisionID(),
+		asides:  make(chan struct{}, asides),
 		memory:  newMemory(),
 	}
 	for _, id := range cfg.Required {
-		p.unready[id] = true
+		p.unready[id], p.named[id] = true, true
+	}
+	for _, id := range cfg.Preload {
+		p.named[id] = true
 	}
 	p.metrics = newMetrics(p, cfg.Registerer)
-	p.feeds = newFeeds(cfg.Logger, p.metrics, p.library, cfg.LoadTimeout, cfg.Store)
+	p.schedule = cfg.Schedule
+	p.feeds = newFeeds(cfg.Logger, p.metrics, p.library, p.schedule, cfg.LoadTimeout, cfg.Store)
 	p.feeds.changed, p.feeds.checked, p.feeds.ended = p.reactivate, p.confirm, p.end
+	p.feeds.turned = p.turned
 	if cfg.Guard != nil {
 		p.guard = newInstance("", cfg.Guard, p.cpus)
 	}
@@ -217,7 +253,7 @@ var noSettings = &Settings{Tenant: &control.Tenant{}}
 // ended. Its error counts evaluations that did not.
 func (p *Pool) Run(ctx context.Context) error {
 	p.sched.start()
-	p.work.Go(func() { p.feeds.run(p.ctx) })
+	p.work.Go(func() { p.schedule.Run(p.ctx) })
 	p.work.Go(func() { p.preload(p.ctx) })
 	if p.guard != nil {
 		p.work.Go(func() { p.loadGuard(p.ctx) })
@@ -382,19 +418,34 @@ func (p *Pool) fill(in *instance) (feeds []*feed, err error) {
 				p.feeds.leave(in, f)
 			}
 			feeds = nil
+			p.leave(in)
 		}
 	}()
 	ctx, cancel := context.WithTimeout(p.ctx, p.cfg.LoadTimeout)
 	defer cancel()
+	p.reportTo(in, in.base.Status)
+	if err := p.discover(ctx, in); err != nil {
+		return nil, err
+	}
+	if !in.settings.Status.Equal(in.base.Status) {
+		p.reportTo(in, in.settings.Status)
+	}
 	for _, b := range in.settings.Bundles {
 		feeds = append(feeds, p.feeds.join(in, b, nil))
 	}
+	p.mu.Lock()
+	in.known = slices.Clone(feeds)
+	p.mu.Unlock()
 	for i, f := range feeds {
 		if err := p.feeds.load(ctx, f); err != nil {
+			if in.discovery != nil && errors.Is(err, bundles.ErrNotFound) {
+				err = errors.New(err.Error()) // the tenant is known
+			}
 			return feeds, fmt.Errorf("bundle %q: %w", in.settings.Bundles[i].Name, err)
 		}
 	}
-	in.env = policy.NewEnv(in.settings.Labels)
+	in.env = in.settings.env()
+	p.openLog(in)
 	err = p.activate(in, feeds)
 	for _, f := range feeds {
 		p.feeds.settle(f, err == nil)
@@ -409,10 +460,30 @@ func (p *Pool) admit(in *instance) {
 	delete(p.unready, in.id)
 	p.warm.Add(in.id, in)
 	close(in.ready)
-	if in.generation != p.generation { // the settings changed while it loaded
+	p.update(in)
+	p.makeRoom()
+}
+
+// update has in, which has just become warm, loaded anew if what it is to run by
+// changed while it loaded. p.mu is held.
+func (p *Pool) update(in *instance) {
+	if f := in.discovery; in.behind() && !p.closed {
+		p.work.Go(func() { p.rediscover(in, f) })
+	}
+	if in.generation != p.generation {
 		p.renew(in)
 	}
-	p.makeRoom()
+}
+
+// leave ends in's use of all its feeds.
+func (p *Pool) leave(in *instance) {
+	for _, f := range in.feeds {
+		p.feeds.leave(in, f)
+	}
+	in.feeds = nil
+	if in.discovery != nil {
+		p.feeds.leave(in, in.discovery)
+	}
 }
 
 // makeRoom parks the tenants that the warm ones have no room for. p.mu is held.
@@ -428,7 +499,8 @@ func (p *Pool) makeRoom() {
 func (p *Pool) refuse(in *instance, err error) {
 	in.tries++
 	wait := min(time.Second<<min(in.tries-1, 10), p.cfg.RetryAfter)
-	if errors.Is(err, bundles.ErrNotFound) || errors.Is(err, ErrUnknown) {
+	unknown := errors.Is(err, bundles.ErrNotFound) || errors.Is(err, ErrUnknown)
+	if unknown {
 		in.refusal = fmt.Errorf("%w: %w", ErrUnknown, err)
 		wait = p.cfg.RefusedFor
 		p.misses.add(time.Now())
@@ -439,6 +511,11 @@ func (p *Pool) refuse(in *instance, err error) {
 	// A source that is polled often, like a directory, may be asked often.
 	for _, b := range in.settings.Bundles {
 		wait = min(wait, max(b.MaxDelay, time.Second))
+	}
+	if unknown && !p.named[in.id] { // anybody may have invented the name
+		p.reportTo(in, nil)
+	} else {
+		p.openLog(in) // that it is not ready is a decision, too
 	}
 	in.state = Refused
 	in.until = time.Now().Add(wait/2 + rand.N(wait/2))
@@ -464,9 +541,12 @@ func (p *Pool) park(in *instance) {
 			// What came last was refused. Begin with what decides.
 			*s = feedSeed{content: rev.content[i]}
 		}
-		p.feeds.leave(in, f)
 	}
-	in.feeds = nil
+	if in.discovery != nil {
+		in.discoverySeed = in.discovery.seed()
+	}
+	p.leave(in)
+	p.reportTo(in, nil)
 	p.parked.Add(in.id, in)
 	for p.parked.Len() > p.cfg.Parked {
 		if _, oldest, ok := p.parked.GetOldest(); ok {
@@ -484,9 +564,15 @@ func (p *Pool) revive(in *instance) {
 	for i, b := range in.settings.Bundles {
 		f := p.feeds.join(in, b, in.seeds[i])
 		in.feeds = append(in.feeds, f)
-		p.feeds.poll(f, time.Now())
+		f.pollNow()
 	}
-	in.seeds = nil
+	if in.discovery != nil {
+		in.discovery = p.feeds.join(in, in.base.Discovery.Bundle, in.discoverySeed)
+		in.discovery.pollNow()
+	}
+	in.seeds, in.discoverySeed = nil, nil
+	in.known = in.feeds
+	p.reportTo(in, in.settings.Status)
 	p.warm.Add(in.id, in)
 	p.makeRoom()
 }
@@ -504,6 +590,10 @@ func (p *Pool) bury(in *instance) {
 		return
 	}
 	in.state = Gone
+	p.reportTo(in, nil)
+	if log := in.log.Load(); log != nil {
+		log.Retire()
+	}
 	p.memory.release(in.current.Load())
 	p.metrics.forget(in)
 }
@@ -518,14 +608,18 @@ func (p *Pool) expire(in *instance) {
 }
 
 // reactivate has the users of a feed decide by its new content.
-func (p *Pool) reactivate(users []*instance) {
+func (p *Pool) reactivate(changed *feed, users []*instance) {
 	good := map[*feed]bool{}
 	for _, in := range users {
 		p.mu.Lock()
-		feeds := in.feeds
+		feeds, discovers := in.feeds, in.discovery == changed
 		p.mu.Unlock()
 		if len(feeds) == 0 {
 			continue // it is loading still, or parked by now
+		}
+		if discovers {
+			p.rediscover(in, changed)
+			continue
 		}
 		err := p.activate(in, feeds) // reported there
 		for _, f := range feeds {
@@ -547,11 +641,11 @@ func (p *Pool) end(users []*instance) {
 		}
 		p.log.Warn("tenant is gone from its source", "tenant", in.id)
 		p.warm.Remove(in.id)
-		for _, f := range in.feeds {
-			p.feeds.leave(in, f)
-		}
-		in.feeds = nil
+		p.leave(in)
 		p.bury(in)
+		if told := p.cfg.Activated; told != nil {
+			told(in.id)
+		}
 	}
 }
 
@@ -564,6 +658,15 @@ func (p *Pool) confirm(users []*instance) {
 		if len(feeds) > 0 {
 			in.confirmed.Store(oldestOf(feeds).UnixNano())
 		}
+	}
+}
+
+// turned has the users of a feed report that it fails, or no more does.
+func (p *Pool) turned(users []*instance) {
+	for _, in := range users {
+		in.mu.Lock()
+		in.reporter.changed()
+		in.mu.Unlock()
 	}
 }
 

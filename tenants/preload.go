@@ -2,6 +2,7 @@ package tenants
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -95,7 +96,10 @@ func (p *Pool) Refresh(ctx context.Context, id ID) error {
 	if err := p.await(ctx, id); err != nil || !warm && !parked {
 		return err
 	}
-	in := p.instanceOf(id)
+	in, err := p.refreshDiscovery(ctx, p.instanceOf(id))
+	if err != nil {
+		return err
+	}
 	p.mu.Lock()
 	feeds := in.feeds
 	p.mu.Unlock()
@@ -105,5 +109,38 @@ func (p *Pool) Refresh(ctx context.Context, id ID) error {
 		}
 	}
 	// A poll may have fetched it first, and be compiling it still.
-	return p.activate(in, feeds)
+	err = p.activate(in, feeds)
+	in.reportNow()
+	if log := in.log.Load(); log != nil {
+		log.Flush()
+	}
+	return err
+}
+
+// refreshDiscovery asks for the newest discovery bundle of in, which is warm, and
+// returns the instance that runs by it.
+func (p *Pool) refreshDiscovery(ctx context.Context, in *instance) (*instance, error) {
+	p.mu.Lock()
+	f := in.discovery
+	p.mu.Unlock()
+	if f == nil {
+		return in, nil
+	}
+	if err := p.feeds.check(ctx, f, true); err != nil {
+		return nil, fmt.Errorf("discovery: %w", err)
+	}
+	p.mu.Lock()
+	renewing := in.renewing
+	p.mu.Unlock()
+	if renewing != nil {
+		select {
+		case <-renewing:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	in = p.instanceOf(in.id)
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in, in.status.discovery
 }

@@ -2,9 +2,11 @@ package tenants
 
 import (
 	"errors"
+	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 
+	"github.com/gatehouse-authz/gatehouse/decisionlog"
 	"github.com/gatehouse-authz/gatehouse/policy"
 )
 
@@ -17,6 +19,37 @@ type Question struct {
 	// the tenant's default one. One that the operator has not listed for the
 	// tenant is answered with ErrEntry.
 	Entry string
+
+	// Own says that Entry was taken from the tenant's own settings, as View gives
+	// them, and not from a request. Then it need not be one of those that a
+	// request may name.
+	Own bool
+
+	// Value asks for the entry point's value as it is: it need not be a
+	// decision. Then a Decision has the Value, and is Allowed if that is true or
+	// an object whose "allowed" is.
+	Value bool
+
+	// What is recorded of the question beside, each of them optional: the batch
+	// that it is an item of, the caller's trace and request, and who asks.
+	BatchDecisionID string
+	Batch           *decisionlog.Batch
+	TraceID, SpanID string
+	RequestID       uint64
+	RequestedBy     string
+
+	// Twins are questions with the same input, which are not asked: each is
+	// recorded as a decision of its own, with the answer to this one.
+	Twins []Twin
+
+	// Needed reports whether the question is still to be asked. It is called in
+	// its turn, when all questions before it have been answered; where it is not
+	// needed, the question is neither asked nor answered nor recorded. Nil: it
+	// is needed.
+	Needed func() bool
+
+	// Timed asks for Answer.Evaluation.
+	Timed bool
 
 	// BodyBytes is the size of the body that Input reads. It counts against
 	// the budgets for bodies until the question is done.
@@ -72,7 +105,7 @@ type Answer struct {
 
 	// OnError says how the tenant wants its own faults answered. It is
 	// OnErrorDeny for an Err that no setting may soften: ErrInvalid,
-	// ErrTooLarge, ErrPartialBody, ErrEntry, ErrUnknown, and any before the
+	// ErrTooLarge, ErrPartialBody, ErrEntry, ErrUnknown, ErrNotLogged, and any before the
 	// operator's own policy has allowed.
 	OnError OnError
 
@@ -84,6 +117,18 @@ type Answer struct {
 	// Guard reports whether the operator's own policy gave this answer, and
 	// the tenant's was not asked.
 	Guard bool
+
+	// Bundles are those that the tenant decides by, with their revisions: the
+	// same for all answers of one call. Nil before there are any. They must not
+	// be changed.
+	Bundles []decisionlog.Bundle
+
+	// State is that of a View of what has answered, or of what was there just
+	// before. "": nothing was there.
+	State string
+
+	// Evaluation is how long the evaluation took, where that was asked for.
+	Evaluation time.Duration
 }
 
 // OnError is what a fault of ours, or of the tenant's policy, is answered with.
@@ -114,6 +159,11 @@ var (
 	ErrPartialBody = errors.New("request body is partial")
 	// ErrEntry: the operator has not listed this entry point for the tenant.
 	ErrEntry = errors.New("entry point is not listed")
+	// ErrNotLogged: the answer is not given since it cannot be recorded.
+	ErrNotLogged = errors.New("decision cannot be logged")
+	// ErrGuard: the operator's own policy has no decision. It comes with the
+	// reason.
+	ErrGuard = errors.New("operator's policy")
 	// ErrPanic: a panic of ours or of a builtin, caught.
 	ErrPanic = errors.New("panic while deciding")
 )

@@ -3,6 +3,8 @@ package tenants
 import (
 	"fmt"
 	"maps"
+	"math/rand/v2"
+	"reflect"
 	"slices"
 	"time"
 
@@ -37,7 +39,7 @@ func (p *Pool) Reload(live Live) (moving int) {
 		p.bury(in)
 	}
 	for _, in := range p.parked.Values() {
-		if s, err := p.cfg.Settings(in.id); err != nil || !in.settings.equal(s) {
+		if s, err := p.cfg.Settings(in.id); err != nil || !in.base.equal(s) {
 			p.forget(in)
 		}
 	}
@@ -64,8 +66,11 @@ func (p *Pool) renew(in *instance) bool {
 		in.report(fmt.Errorf("new settings: %w", err), time.Time{})
 		return true
 	}
-	if in.settings.equal(s) {
+	if in.base.equal(s) && !in.outdated {
 		return false
+	}
+	if in.renewing == nil {
+		in.renewing = make(chan struct{})
 	}
 	fresh := newInstance(in.id, s, p.cpus)
 	fresh.generation = p.generation
@@ -82,18 +87,26 @@ func (p *Pool) replace(fresh *instance, feeds []*feed, err error) {
 	current, ok := p.warm.Peek(fresh.id)
 	if !ok || current != old || fresh.generation != p.generation {
 		// It was pushed out meanwhile, or there are newer settings.
-		for _, f := range feeds {
-			p.feeds.leave(fresh, f)
-		}
+		fresh.feeds = feeds
+		p.leave(fresh)
 		p.bury(fresh)
 		return
 	}
+	if old.renewing != nil {
+		close(old.renewing)
+		old.renewing = nil
+	}
 	if err != nil {
+		p.leave(fresh)
 		p.bury(fresh)
-		old.report(fmt.Errorf("new settings: %w", err), time.Time{})
+		if old.outdated {
+			old.reportDiscovery(fmt.Errorf("discovered settings: %w", err))
+		} else {
+			old.report(fmt.Errorf("new settings: %w", err), time.Time{})
+		}
 		p.log.Warn("new settings of the tenant do not work, the old ones stay", "tenant", old.id, "error", err)
 		generation := fresh.generation
-		time.AfterFunc(renewRetry, func() {
+		time.AfterFunc(renewRetry+rand.N(renewRetry), func() {
 			p.mu.Lock()
 			defer p.mu.Unlock()
 			if in, ok := p.warm.Peek(old.id); ok && in == old && generation == p.generation && !p.closed {
@@ -102,28 +115,30 @@ func (p *Pool) replace(fresh *instance, feeds []*feed, err error) {
 		})
 		return
 	}
-	for _, f := range old.feeds {
-		p.feeds.leave(old, f)
-	}
-	old.feeds = nil
+	p.leave(old)
 	fresh.feeds, fresh.state = feeds, Warm
 	p.warm.Add(fresh.id, fresh)
 	close(fresh.ready)
 	p.bury(old)
+	if told := p.cfg.Activated; told != nil {
+		told(fresh.id)
+	}
+	p.update(fresh)
 	p.log.Info("tenant runs by its new settings", "tenant", fresh.id)
 }
 
 // equal reports whether two settings mean the same.
 func (s *Settings) equal(t *Settings) bool {
-	return s.Limits == t.Limits && s.OnError == t.OnError && s.WholeBody == t.WholeBody &&
+	return s.Discovery.Equal(t.Discovery) && s.Network == t.Network && reflect.DeepEqual(s.Caching, t.Caching) && s.Status.Equal(t.Status) && s.Log.Equal(t.Log) && s.HTTP.Identity() == t.HTTP.Identity() && s.NDBuiltinCache == t.NDBuiltinCache &&
+		s.Limits == t.Limits && s.OnError == t.OnError && s.WholeBody == t.WholeBody &&
 		slices.Equal(s.AllowHeaders, t.AllowHeaders) &&
 		maps.Equal(s.Labels, t.Labels) &&
 		slices.EqualFunc(s.Bundles, t.Bundles, sameBundle) &&
-		s.Entry == t.Entry && slices.Equal(s.Entries, t.Entries) &&
+		s.Entry == t.Entry && s.Path == t.Path && slices.Equal(s.Entries, t.Entries) &&
 		s.DryRun == t.DryRun && s.SkipBody == t.SkipBody && s.ProtoDescriptor == t.ProtoDescriptor
 }
 
 func sameBundle(a, b control.Bundle) bool {
 	return a.Name == b.Name && a.Service == b.Service && a.Resource == b.Resource &&
-		a.MinDelay == b.MinDelay && a.MaxDelay == b.MaxDelay
+		a.MinDelay == b.MinDelay && a.MaxDelay == b.MaxDelay && a.LongPoll == b.LongPoll && a.Manual == b.Manual
 }

@@ -145,14 +145,15 @@ func TestGuard(t *testing.T) {
 		settings := authztest.Settings(&s.Memory, func(id tenants.ID, s *tenants.Settings) {
 			s.OnError = tenants.OnErrorAllow
 			s.DryRun = id == "dry"
+			s.Log = authztest.Logged()
 		})
 		guard, err := settings("guard")
 		if err != nil {
 			t.Fatal(err)
 		}
 		guard.Entry = "guard/allow"
-		var records []tenants.Record
-		s.Pool = authztest.Pool(t, tenants.Config{Settings: settings, Guard: guard, Record: func(r *tenants.Record) { records = append(records, *r) }})
+		logs, console := authztest.Logs(t)
+		s.Pool = authztest.Pool(t, tenants.Config{Settings: settings, Guard: guard, Logs: logs})
 		synctest.Wait()
 		if got := s.Unready()["guard"]; !strings.Contains(got, "not loaded") {
 			t.Errorf("got unready %q without the guard's bundle", got)
@@ -186,8 +187,14 @@ func TestGuard(t *testing.T) {
 				t.Errorf("%s with a broken guard: got %+v, want it denied", id, a)
 			}
 		}
-		if r := records[len(records)-1]; len(r.Guard) != 1 || r.Guard[0].Name != "policy" {
-			t.Errorf("got record %+v, want the guard's revision", r)
+		answered := 0
+		for _, e := range console.Events(12) {
+			if custom, _ := e["custom"].(map[string]any); custom != nil && custom["guard"].(map[string]any)["answered"] == true {
+				answered++
+			}
+		}
+		if answered != 4 {
+			t.Errorf("%d events say that the guard answered, want 4", answered)
 		}
 		s.Set("guard", "package guard\nallow := false") // polled as any bundle
 		time.Sleep(2 * time.Second)

@@ -11,7 +11,7 @@ import (
 func (fs *feeds) note(f *feed) {
 	f.mu.Lock()
 	now := time.Now()
-	due := fs.store != nil && f.reread != nil && now.Sub(f.noted) >= noteInterval
+	due := fs.store != nil && f.reread != nil && !f.unsavable && now.Sub(f.noted) >= noteInterval
 	if due {
 		f.noted = now
 	}
@@ -55,7 +55,9 @@ func (fs *feeds) saved(f *feed, cause error) error {
 	s, err := fs.store.Load(f.key, f.reread)
 	if err == nil {
 		var c content
-		if c, err = fs.library.prepare(s.Bundle); err == nil {
+		c, err = fs.library.prepare(s.Bundle, content{})
+		s.Bundle.Done()
+		if err == nil {
 			f.mu.Lock()
 			defer f.mu.Unlock()
 			if f.loaded {

@@ -101,13 +101,16 @@ type job struct {
 	deadline time.Time // the caller waits no longer
 	done     chan<- *job
 
-	cancel  policy.Cancel
-	cleared atomic.Bool // the guard has allowed, or there is none
+	observes bool // what the evaluation does is to be recorded
+	cancel   policy.Cancel
+	made     atomic.Bool // input is set
+	cleared  atomic.Bool // the guard has allowed, or there is none
 
 	// Set by the worker before the job is sent to done.
 	input    ast.Value
 	decision policy.Decision
 	err      error
+	observed policy.Observed
 
 	// The scheduler's.
 	state      jobState
@@ -385,19 +388,45 @@ func (s *scheduler) evaluate(j *job) {
 	if j.input, j.err = j.question.Input.Input(j.needs); j.err != nil {
 		return
 	}
+	j.made.Store(true)
 	if g := j.guard; g != nil {
 		rev := g.current.Load()
 		j.decision, j.err = rev.policy.Decide(context.Background(), g.settings.Entry, j.input, g.env, &j.cancel)
 		if j.err != nil {
-			j.err = fmt.Errorf("operator's policy: %w", j.err)
+			j.err = fmt.Errorf("%w: %w", ErrGuard, j.err)
 		}
 		if j.err != nil || !j.decision.Allowed {
 			return
 		}
 	}
 	j.cleared.Store(true)
-	j.decision, j.err = j.policy.Decide(context.Background(), j.entry, j.input, j.env, &j.cancel)
+	var observed *policy.Observed
+	if j.observes {
+		observed = &j.observed
+	}
+	if j.question.Value {
+		var v ast.Value
+		if v, j.err = j.policy.EvalObserved(context.Background(), j.entry, j.input, j.env, &j.cancel, observed); j.err == nil {
+			j.decision = valueDecision(v)
+		}
+		return
+	}
+	j.decision, j.err = j.policy.DecideObserved(context.Background(), j.entry, j.input, j.env, &j.cancel, observed)
 }
+
+// valueDecision is the Decision of a question for a value.
+func valueDecision(v ast.Value) policy.Decision {
+	d := policy.Decision{Value: v}
+	if obj, ok := v.(ast.Object); ok {
+		if allowed := obj.Get(keyAllowed); allowed != nil {
+			v = allowed.Value
+		}
+	}
+	d.Allowed = v.Compare(ast.Boolean(true)) == 0
+	return d
+}
+
+var keyAllowed = ast.StringTerm("allowed")
 
 // jobList is a list of jobs, linked through them.
 type jobList struct {

@@ -122,10 +122,8 @@ func TestPanic(t *testing.T) {
 }
 
 func TestBatch(t *testing.T) {
-	var records []string
-	s := newStage(t, tenants.Config{Record: func(r *tenants.Record) {
-		records = append(records, fmt.Sprintf("%s %s %t", r.Tenant, r.DecisionID, r.Answer.Decision.Allowed))
-	}}, nil)
+	logs, console := authztest.Logs(t)
+	s := newStage(t, tenants.Config{Logs: logs}, func(_ tenants.ID, s *tenants.Settings) { s.Log = authztest.Logged() })
 	s.Set("even", "package envoy.authz\nallow := input.n % 2 == 0")
 	questions := make([]tenants.Question, 100)
 	for i := range questions {
@@ -145,8 +143,17 @@ func TestBatch(t *testing.T) {
 			t.Errorf("question %d: got %+v", i, a)
 		}
 	}
-	if len(records) != 100 || !slices.Contains(records, "even 42 true") || !slices.Contains(records, "even 43 false") {
-		t.Errorf("got records %v, want one for each question", records)
+	for _, e := range console.Events(100) {
+		n := e["input"].(map[string]any)["n"].(float64)
+		if e["decision_id"] != fmt.Sprint(n) || e["result"] != (int(n)%2 == 0) {
+			t.Errorf("got event %v", e)
+		}
+		answers[int(n)] = nil
+	}
+	for i, a := range answers {
+		if a != nil {
+			t.Errorf("question %d is not logged", i)
+		}
 	}
 }
 

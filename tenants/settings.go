@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/gatehouse-authz/gatehouse/control"
+	"github.com/gatehouse-authz/gatehouse/policy"
 )
 
 // Settings are what the operator's file says of one tenant, its overrides
@@ -20,6 +21,10 @@ type Settings struct {
 	// WholeBody refuses requests whose body the policy reads, and that is not
 	// whole or cannot be parsed.
 	WholeBody bool
+
+	// Network is what http.send of the tenant's policy may reach. Nil: there is
+	// no http.send.
+	Network *policy.Network
 
 	// AllowHeaders are reserved headers that the tenant's policy may change.
 	AllowHeaders []string
@@ -65,4 +70,9 @@ func (l Limits) withDefaults(cpus int) Limits {
 	}
 	l.BodyMemory = max(l.BodyMemory, l.BodyBytes)
 	return l
+}
+
+// env is what evaluations take from a tenant of these settings.
+func (s *Settings) env() *policy.Env {
+	return policy.NewEnvWith(policy.EnvOptions{Labels: s.Labels, Caching: s.Caching, Network: s.Network})
 }

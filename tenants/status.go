@@ -38,8 +38,22 @@ type Status struct {
 	// their deadline, is tried again.
 	QuarantinedUntil *time.Time `json:"quarantined_until,omitempty"`
 
+	// Log is how the decision log does; nil: there is none.
+	Log *LogStatus `json:"decision_log,omitempty"`
+
 	// Checks counts what was decided, by outcome, since the tenant was loaded.
 	Checks map[string]uint64 `json:"checks,omitempty"`
+}
+
+// LogStatus tells of a decision log: its books, which balance, and the last error
+// of a sink that takes nothing.
+type LogStatus struct {
+	Recorded      uint64            `json:"recorded"`
+	Delivered     uint64            `json:"delivered"`
+	Dropped       map[string]uint64 `json:"dropped,omitempty"` // :: reason → events
+	Buffered      uint64            `json:"buffered"`
+	BufferedBytes int64             `json:"buffered_bytes"`
+	Error         string            `json:"error,omitempty"`
 }
 
 // BundleStatus tells of one bundle of a tenant.
@@ -130,8 +144,11 @@ func (p *Pool) statusOf(in *instance) Status {
 	in.mu.Lock()
 	st := in.status
 	in.mu.Unlock()
-	if st.err != nil {
+	switch {
+	case st.err != nil:
 		s.Error = st.err.Error()
+	case st.discovery != nil:
+		s.Error = st.discovery.Error()
 	}
 	if !st.activated.IsZero() {
 		s.Activated = &st.activated
@@ -154,6 +171,10 @@ func (p *Pool) statusOf(in *instance) Status {
 	}
 	if until := p.sched.quarantine(&in.slots); !until.IsZero() {
 		s.QuarantinedUntil = &until
+	}
+	if log := in.log.Load(); log != nil {
+		l := log.Status()
+		s.Log = &LogStatus{l.Recorded, l.Delivered, l.Dropped, l.Buffered, l.BufferedBytes, l.Message}
 	}
 	s.Checks = in.counts.byOutcome()
 	return s

@@ -15,8 +15,7 @@ type Config struct {
 	// GRPC is where Envoy asks.
 	GRPC GRPC `yaml:"grpc"`
 
-	// HTTP is the listener of the HTTP API, which this version does not have:
-	// it is read, noted and not listened on.
+	// HTTP is where front ends, services and other proxies ask.
 	HTTP HTTP `yaml:"http"`
 
 	// Admin is where operators look: /healthz, /readyz, /metrics, /tenants.
@@ -48,10 +47,13 @@ type Config struct {
 	// Persist keeps the last good bundles on disk.
 	Persist Persist `yaml:"persist"`
 
-	// The following are of parts that this version does not have. They may
-	// stand in the file as long as they ask for nothing.
-	Redact    string    `yaml:"redact"`    // default or none; there is no log to redact
-	Telemetry Telemetry `yaml:"telemetry"` // otlp.endpoint: "" only
+	// Redact is default: secrets in the headers of a request, of a result and of
+	// what builtins gave, and certificates, are hidden in decision logs, whatever
+	// else a policy's mask hides; or none. Default default.
+	Redact string `yaml:"redact"`
+
+	// Telemetry is of a later version: otlp.endpoint: "" only.
+	Telemetry Telemetry `yaml:"telemetry"`
 }
 
 // GRPC configures the listener for Envoy.
@@ -89,12 +91,27 @@ type Drain struct {
 	Timeout Duration `yaml:"timeout"`
 }
 
-// HTTP configures the listener of the HTTP API.
+// HTTP configures the listener of the HTTP API. What a tenant offers there, and to
+// whom, is plugins.gatehouse_http of its OPA configuration.
 type HTTP struct {
-	Listen       string   `yaml:"listen"`
-	URL          string   `yaml:"url"`
+	// Listen is host:port, or unix:///path of a socket; "" turns it off.
+	// Default "127.0.0.1:8181", which is listened on where a tenant may offer
+	// something. Off loopback, a tenant that does not say who may ask is
+	// refused.
+	Listen string `yaml:"listen"`
+
+	// URL is the public address of the API, like https://authz.example.com.
+	// Default "": not known.
+	URL string `yaml:"url"`
+
+	// TrustedPeers are those whose word about other callers is believed, for
+	// identity headers and forward-auth: addresses, CIDRs, patterns of the IDs
+	// of certificates like spiffe://example.org/*, or unix for whoever reaches
+	// the socket. Default: nobody.
 	TrustedPeers []string `yaml:"trusted_peers"`
-	TLS          TLS      `yaml:"tls"`
+
+	// TLS secures the listener. Default: it is plain.
+	TLS TLS `yaml:"tls"`
 }
 
 // Admin configures the listener for operators.
@@ -123,7 +140,8 @@ type Tenants struct {
 
 	// Peers says which proxy may name which tenants: from the ID of its
 	// certificate (its URI, or its DNS name where it has none) to names, both
-	// patterns in which "*" stands for anything. It needs grpc.tls.client_ca.
+	// patterns in which "*" stands for anything. It needs grpc.tls.client_ca,
+	// and is in force for forward-auth, too.
 	// Default {}: all may name all.
 	Peers map[string][]string `yaml:"peers"`
 
@@ -146,6 +164,15 @@ type Tenants struct {
 	// what is over it is answered with 503. Default a sixteenth of the memory
 	// limit, at most 256MiB.
 	BodyMemory Size `yaml:"body_memory"`
+
+	// LogMemory bounds what the decision logs of all tenants buffer; each has a
+	// bound of its own beside. Default an eighth of the memory limit, at most
+	// 256MiB.
+	LogMemory Size `yaml:"log_memory"`
+
+	// MaxLongPolls is how many bundles are waited for at once at services that
+	// answer when there is something new. The others are polled. Default 100.
+	MaxLongPolls Count `yaml:"max_long_polls"`
 
 	// Preload names tenants that are loaded at start; ["*"] all those of the
 	// directory. Default none.
@@ -179,7 +206,7 @@ type TenantKeys struct {
 	// of a type that is not parsed. Default evaluate.
 	OnPartialBody string `yaml:"on_partial_body"`
 
-	// Network is of a later version: allow_hosts: [] only.
+	// Network opens http.send to policies. Default: there is no http.send.
 	Network Network `yaml:"network"`
 
 	// Evaluator is auto or topdown, which are the same in this version.
@@ -245,17 +272,24 @@ type Persist struct {
 	MaxStale Delay `yaml:"max_stale"`
 }
 
-// Network and Telemetry are of later versions.
-type (
-	Network struct {
-		AllowHosts []string `yaml:"allow_hosts"`
-	}
-	Telemetry struct {
-		OTLP struct {
-			Endpoint string `yaml:"endpoint"`
-		} `yaml:"otlp"`
-	}
-)
+// Network is what policies may reach.
+type Network struct {
+	// AllowHosts names hosts, host:port, addresses, address:port and prefixes
+	// like 10.1.0.0/16, that http.send may reach, and nothing else. A name is
+	// reached at public addresses alone, unless its addresses are listed too.
+	// Default none.
+	AllowHosts []string `yaml:"allow_hosts"`
+}
+
+// Telemetry is of a later version.
+type Telemetry struct {
+	OTLP struct {
+		Endpoint string `yaml:"endpoint"`
+	} `yaml:"otlp"`
+}
+
+// defaultHTTP is where the HTTP API listens.
+const defaultHTTP = "127.0.0.1:8181"
 
 func defaultConfig() *Config {
 	return &Config{
@@ -264,13 +298,14 @@ func defaultConfig() *Config {
 			SocketMode: "0660", MaxConnectionAge: Duration(time.Hour),
 		},
 		Drain: Drain{Delay: Delay(2 * time.Second), Timeout: Duration(10 * time.Second)},
-		HTTP:  HTTP{},
+		HTTP:  HTTP{Listen: defaultHTTP},
 		Admin: Admin{Listen: "127.0.0.1:8282"},
 		Tenants: Tenants{
-			Resolve:     []extauthz.Resolver{{ContextExtension: "tenant"}},
-			Capacity:    10_000,
-			Parked:      1000,
-			GracePeriod: Duration(5 * time.Minute),
+			Resolve:      []extauthz.Resolver{{ContextExtension: "tenant"}},
+			Capacity:     10_000,
+			Parked:       1000,
+			MaxLongPolls: 100,
+			GracePeriod:  Duration(5 * time.Minute),
 			TenantKeys: TenantKeys{
 				Limits: Limits{
 					EvaluationTime:      Duration(500 * time.Millisecond),

@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"runtime/metrics"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
@@ -28,9 +29,9 @@ const (
 )
 
 // fitContainer fits memory and CPU to the container, logs what was chosen, and
-// returns a function that ends it. GOMEMLIMIT and GOGC, where set, are kept.
-// GOMAXPROCS follows the CPU quota by itself.
-func fitContainer(log *slog.Logger) (stop func()) {
+// returns the pacer of the collector, which stop ends. GOMEMLIMIT and GOGC, where
+// set, are kept. GOMAXPROCS follows the CPU quota by itself.
+func fitContainer(log *slog.Logger) (p *pacer, stop func()) {
 	limitFrom := "GOMEMLIMIT"
 	if os.Getenv("GOMEMLIMIT") == "" {
 		limitFrom = "cgroup"
@@ -56,12 +57,11 @@ func fitContainer(log *slog.Logger) (stop func()) {
 	}
 	if os.Getenv("GOGC") != "" {
 		log.Info("fitted to the container", append(attrs, "gc", "GOGC")...)
-		return func() {}
+		return p, func() {}
 	}
 	log.Info("fitted to the container", append(attrs, "gc", "heap floor", "heap_floor_bytes", floor)...)
 
-	p := &pacer{floor: floor, percent: 100}
-	p.adjust()
+	p = &pacer{floor: floor, percent: 100, burst: make(chan struct{}, 1)}
 	done := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -71,12 +71,15 @@ func fitContainer(log *slog.Logger) (stop func()) {
 			select {
 			case <-tick.C:
 				p.adjust()
+				p.relax()
+			case <-p.burst:
+				p.pace(100)
 			case <-done:
 				return
 			}
 		}
 	})
-	return func() {
+	return p, func() {
 		close(done)
 		wg.Wait()
 		debug.SetGCPercent(100)
@@ -88,6 +91,7 @@ type budgets struct {
 	tenants  int64 // policies and data; 0: none
 	messages int64 // checks being answered
 	bodies   int64 // bodies being read, of all tenants
+	logs     int64 // decisions that are not delivered
 }
 
 // Shares of the memory limit, and what they are at most.
@@ -95,6 +99,8 @@ const (
 	tenantsShare  = 2
 	messagesShare = 8
 	bodiesShare   = 16
+	logsShare     = 8
+	maxLogs       = 256 << 20
 	maxMessages   = 512 << 20
 	maxBodies     = 256 << 20
 )
@@ -102,10 +108,13 @@ const (
 // newBudgets returns the budgets that the file sets, or those that follow from
 // the memory limit.
 func newBudgets(cfg *Tenants) budgets {
-	b := budgets{tenants: int64(cfg.Memory), messages: maxMessages, bodies: int64(cfg.BodyMemory)}
+	b := budgets{tenants: int64(cfg.Memory), messages: maxMessages, bodies: int64(cfg.BodyMemory), logs: int64(cfg.LogMemory)}
 	limit := debug.SetMemoryLimit(-1)
 	if b.bodies == 0 {
 		b.bodies = min(maxBodies, limit/bodiesShare)
+	}
+	if b.logs == 0 {
+		b.logs = min(maxLogs, limit/logsShare)
 	}
 	b.messages = min(b.messages, limit/messagesShare)
 	if limit != math.MaxInt64 && b.tenants == 0 {
@@ -128,17 +137,80 @@ func lender() func(n int) {
 	}
 }
 
-// pacer keeps the size at which the heap is collected at a floor or above.
+// pacer keeps the size at which the heap is collected at a floor or above, and
+// gives memory back when little happens.
 type pacer struct {
 	floor   int64
 	percent int
+
+	loads atomic.Int64  // tenants that began to decide since the last tick
+	burst chan struct{} // has room for one: there are burstLoads of them
+
+	allocated uint64 // bytes, ever, at the last tick
+	freed     uint64 // at the last time that memory was given back
+	quiet     int    // ticks in a row in which little was allocated
+}
+
+// What was allocated since memory was last given back is given back when there
+// has been little to do for a while: what loading a thousand tenants took is not
+// kept until there is as much work again.
+const (
+	quietBytes = 2 << 20  // allocated within a tick, at most: some hundred checks
+	quietTicks = 5        // in a row
+	worthBytes = 32 << 20 // to give back, at least
+)
+
+// burstLoads is how many tenants that begin to decide within a tick are a burst.
+// During one the collector runs as often as usual: what stays would otherwise lie
+// scattered over a heap of the floor's size, which could not be given back.
+const burstLoads = 8
+
+// loaded notes that a tenant began to decide. It does not block. A nil pacer
+// paces nothing.
+func (p *pacer) loaded() {
+	if p == nil {
+		return
+	}
+	if p.loads.Add(1) == burstLoads {
+		select {
+		case p.burst <- struct{}{}:
+		default: // it is noticed already
+		}
+	}
+}
+
+// relax gives memory back when that is due.
+func (p *pacer) relax() {
+	sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
+	metrics.Read(sample)
+	now := sample[0].Value.Uint64()
+	if now-p.allocated > quietBytes {
+		p.quiet = 0
+	} else {
+		p.quiet++
+	}
+	p.allocated = now
+	if p.quiet >= quietTicks && now-p.freed > worthBytes {
+		p.freed = now
+		debug.FreeOSMemory()
+	}
 }
 
 func (p *pacer) adjust() {
+	if p.loads.Swap(0) >= burstLoads {
+		p.pace(100)
+		return
+	}
 	sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
 	metrics.Read(sample)
 	percent := gcPercent(int64(sample[0].Value.Uint64()), p.floor)
 	if d := math.Abs(float64(percent-p.percent)) / float64(p.percent); d > paceTolerance {
+		p.pace(percent)
+	}
+}
+
+func (p *pacer) pace(percent int) {
+	if p.percent != percent {
 		p.percent = percent
 		debug.SetGCPercent(percent)
 	}

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -42,12 +43,14 @@ type Loaded struct {
 
 	tenants   tenantSet
 	overrides map[tenants.ID]tenantSet
+	offered   bool // some tenant may offer something over HTTP
 }
 
 // tenantSet is what the file says of a tenant.
 type tenantSet struct {
 	keys     TenantKeys
 	template *control.Template
+	network  *policy.Network
 }
 
 // load reads the operator's file and the directory; each may be "". With
@@ -173,6 +176,7 @@ func (l *loader) check(hasDir bool) {
 			l.fault("admin.listen", "%s", err)
 		}
 	}
+	l.http()
 	l.transport()
 	if l.Tenants.Capacity < 1 {
 		l.fault("tenants.capacity", "is 0, at least 1 is needed")
@@ -203,6 +207,9 @@ func (l *loader) transport() {
 		if _, err := newCertificates(key, files, discard); err != nil {
 			l.fault(key, "%s", err)
 		}
+		if files.ClientOptional && key != "http.tls" {
+			l.fault(key+".client_optional", "is of http.tls alone")
+		}
 	}
 	if l.GRPC.TLS.ClientCA == "" {
 		if len(l.Tenants.Peers) > 0 {
@@ -230,9 +237,6 @@ func (l *loader) absent() {
 	if l.Redact != "default" && l.Redact != "none" {
 		l.fault("redact", "%q is not default or none", l.Redact)
 	}
-	if l.HTTP.Listen != "" {
-		l.note("http.listen", "has no effect: this version has no HTTP API and does not listen there")
-	}
 }
 
 func (l *loader) note(path, text string) {
@@ -247,9 +251,31 @@ func (l *loader) tenantKeys(path string, k *TenantKeys) {
 	if k.Evaluator != "auto" && k.Evaluator != "topdown" {
 		l.fault(join(path, "evaluator"), "%q is not auto or topdown", k.Evaluator)
 	}
-	if len(k.Network.AllowHosts) > 0 {
-		l.fault(join(path, "network.allow_hosts"), "not supported by this version: policies reach no host")
+	if _, err := networkOf(k.Network.AllowHosts); err != nil {
+		l.fault(join(path, "network.allow_hosts"), "%s", err)
 	}
+}
+
+// networks are what policies may reach, by its hosts: tenants of equal hosts
+// share the connections, also over reloads.
+var networks sync.Map // :: hosts, with newlines → *policy.Network
+
+// networkOf returns what policies may reach of these hosts; nil: nothing.
+func networkOf(hosts []string) (*policy.Network, error) {
+	if len(hosts) == 0 {
+		return nil, nil
+	}
+	sorted := slices.Compact(slices.Sorted(slices.Values(hosts)))
+	key := strings.Join(sorted, "\n")
+	if n, ok := networks.Load(key); ok {
+		return n.(*policy.Network), nil
+	}
+	n, err := policy.NewNetwork(policy.NetworkOptions{Hosts: sorted})
+	if err != nil {
+		return nil, err
+	}
+	used, _ := networks.LoadOrStore(key, n)
+	return used.(*policy.Network), nil
 }
 
 func (l *loader) tenantID(path, name string) tenants.ID {
@@ -287,8 +313,11 @@ func (l *loader) preload(hasDir bool) {
 
 // limits are the bounds of bundles.
 func (l *loader) limits(limits Limits) bundles.Limits {
-	return bundles.Limits{Bytes: int64(limits.BundleBytes), Expanded: int64(limits.BundleExpandedBytes)}
+	return bundles.Limits{Bytes: int64(limits.BundleBytes), Expanded: int64(limits.BundleExpandedBytes), Turns: turns}
 }
+
+// turns bound the large bundles that the process reads at once.
+var turns = bundles.NewTurns(0)
 
 // opa reads the OPA configuration of all tenants, and of those with overrides.
 func (l *loader) opa() {
@@ -401,7 +430,9 @@ func (l *loader) set(path string, block map[string]any, keys TenantKeys) tenantS
 		return tenantSet{}
 	}
 	l.descriptors(path, template)
-	return tenantSet{keys, template}
+	l.offers(path, template)
+	network, _ := networkOf(keys.Network.AllowHosts) // faulted where the keys were checked
+	return tenantSet{keys, template, network}
 }
 
 // descriptors loads the descriptor set that a configuration names.
@@ -438,6 +469,7 @@ func (l *Loaded) Settings(id tenants.ID) (*tenants.Settings, error) {
 		},
 		OnError:      tenants.OnError(set.keys.OnError),
 		WholeBody:    set.keys.OnPartialBody == "deny",
+		Network:      set.network,
 		AllowHeaders: set.keys.AllowHeaders,
 	}, nil
 }

@@ -163,7 +163,7 @@ func TestOverridesDir(t *testing.T) {
 	write("Bad.yaml", "{}")
 	_, err := load(writeFile(t, text), "", false)
 	for _, want := range []string{
-		"orders.yaml:1: \"maybe\" is not deny", "orders.yaml:3: unknown key \"colour\"", "payments.yaml:1: opa.discovery: not supported",
+		"orders.yaml:1: \"maybe\" is not deny", "orders.yaml:3: unknown key \"colour\"", "payments.yaml:1: opa.discovery.resource: is missing",
 		"Bad.yaml: tenant name \"Bad\"", "overrides.payments: stands in ",
 	} {
 		if err == nil || !strings.Contains(err.Error(), want) {
@@ -194,6 +194,30 @@ func TestEnvironment(t *testing.T) {
 	cfg := mustLoad(t, strings.Replace(service, "https://example.com", "https://${GATEHOUSE_TEST_HOST}", 1))
 	if _, err := cfg.Settings("orders"); err != nil {
 		t.Error(err)
+	}
+}
+
+// The default address is listened on only where something may be offered there.
+func TestListensHTTP(t *testing.T) {
+	offers := "  plugins: {gatehouse_http: {data: [a/b]}}\n"
+	for _, c := range []struct {
+		text  string
+		want  bool
+		notes int
+	}{
+		{service, false, 0},
+		{service + offers, true, 0},
+		{`http: {listen: "127.0.0.1:0"}` + service, true, 0},
+		{`http: {listen: ""}` + service + offers, false, 0},
+		{service + "overrides: {orders: {opa: {plugins: {gatehouse_http: {serve: {path: a}}}}}}", true, 0},
+		{service + "  discovery: {service: s3, resource: d.tar.gz}", true, 0},
+		{service + "  plugins: {gatehouse_http: {check: {path: a}, auth: {headers: {subject: x-user}}}}", true, 2},
+		{"http: {trusted_peers: [10.0.0.0/8]}" + service + "  plugins: {gatehouse_http: {check: {path: a}, auth: {headers: {subject: x-user}}}}", true, 0},
+	} {
+		cfg := mustLoad(t, c.text)
+		if got := cfg.listensHTTP(); got != c.want || len(cfg.Notes) != c.notes {
+			t.Errorf("%s\ngot %t, notes %v, want %t, %d notes", c.text, got, cfg.Notes, c.want, c.notes)
+		}
 	}
 }
 
@@ -247,8 +271,34 @@ overrides:
 		{"overridden", service + `
 overrides:
   orders:
-    opa: {discovery: {resource: x}}
-`, []string{`:8: overrides.orders.opa.discovery: not supported: discovery`}},
+    opa: {status: {service: nowhere}}
+`, []string{`:8: overrides.orders.opa.status.service: no service "nowhere"`}},
+		{"open over HTTP", `http: {listen: "0.0.0.0:8181"}` + service + `
+  plugins: {gatehouse_http: {data: [a/b]}}
+overrides:
+  orders:
+    opa: {plugins: {gatehouse_http: {auth: {tokens: [{subject: x, token: "0123456789abcdef"}]}}}}
+  payments:
+    opa: {plugins: {gatehouse_http: {auth: {mtls: ["*"]}}}}
+`, []string{
+			`:6: opa.plugins.gatehouse_http: would be open to all who reach http.listen "0.0.0.0:8181"`,
+			`:11: overrides.payments.opa.plugins.gatehouse_http.auth.mtls: needs http.tls.client_ca`,
+		}},
+		{"HTTP listener", `
+http:
+  listen: nowhere
+  url: https://example.com/path
+  trusted_peers: [10.0.0.1/8, "spiffe://example.org/*", unix, localhost]
+grpc: {tls: {client_optional: true}}
+` + service, []string{
+			`:3: http.listen: "nowhere" is not host:port`,
+			`:4: http.url: "https://example.com/path" is not an address`,
+			`:5: http.trusted_peers[0]: "10.0.0.1/8" is not an address`,
+			`:5: http.trusted_peers[1]: needs http.tls.client_ca`,
+			`:5: http.trusted_peers[2]: needs http.listen to be a socket`,
+			`:5: http.trusted_peers[3]: "localhost" is not an address`,
+			`:6: grpc.tls.client_optional: is of http.tls alone`,
+		}},
 		{"environment", strings.Replace(service, "example.com", "${GATEHOUSE_NOT_SET}", 1), []string{`:3: opa.services.s3.url: environment variable "GATEHOUSE_NOT_SET" is not set`}},
 		{"empty", "", []string{"opa.bundles: a tenant needs at least one bundle"}},
 		{"descriptor", service + `  plugins: {envoy_ext_authz_grpc: {proto-descriptor: /does/not/exist.pb}}`, []string{`:5: opa.plugins.envoy_ext_authz_grpc.proto-descriptor: `}},

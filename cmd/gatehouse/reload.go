@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/gatehouse-authz/gatehouse/extauthz"
+	"github.com/gatehouse-authz/gatehouse/httpserve"
 	"github.com/gatehouse-authz/gatehouse/tenants"
 )
 
@@ -32,15 +33,16 @@ type reloader struct {
 	current     *Loaded
 	pool        *tenants.Pool
 	checks      *extauthz.Server
+	web         *httpserve.Server
 	certs       []*certificates
 	log         *slog.Logger
 	outcomes    *prometheus.CounterVec
 	applied     prometheus.Gauge
 }
 
-func newReloader(config, dir string, current *Loaded, pool *tenants.Pool, checks *extauthz.Server, reg prometheus.Registerer, log *slog.Logger, certs ...*certificates) *reloader {
+func newReloader(config, dir string, current *Loaded, pool *tenants.Pool, checks *extauthz.Server, web *httpserve.Server, reg prometheus.Registerer, log *slog.Logger, certs ...*certificates) *reloader {
 	r := &reloader{
-		config: config, dir: dir, current: current, pool: pool, checks: checks, log: log,
+		config: config, dir: dir, current: current, pool: pool, checks: checks, web: web, log: log,
 		outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gatehouse_config_reloads_total",
 			Help: "Reads of a changed configuration, by outcome: applied, or refused for its faults.",
@@ -107,6 +109,10 @@ func (r *reloader) reload() {
 		r.log.Error("changed configuration refused", "error", err)
 		return
 	}
+	if err := r.web.Reload(httpConfig(next)); err != nil { // load has parsed it already
+		r.log.Error("changed configuration refused", "error", err)
+		return
+	}
 	moving := r.pool.Reload(tenants.Live{
 		Settings: next.Settings,
 		Capacity: int(next.Tenants.Capacity),
@@ -116,7 +122,7 @@ func (r *reloader) reload() {
 	for _, n := range next.Notes {
 		r.log.Warn("setting "+n.text, "key", n.path, "line", n.line)
 	}
-	for _, key := range needRestart(r.current.Config, next.Config) {
+	for _, key := range needRestart(r.current, next) {
 		r.log.Warn("changed setting needs a restart", "key", key)
 	}
 	r.current = next
@@ -127,18 +133,23 @@ func (r *reloader) reload() {
 
 // needRestart returns the keys that differ and do not change while the server
 // runs.
-func needRestart(old, next *Config) []string {
+func needRestart(old, next *Loaded) []string {
 	var keys []string
 	for key, pair := range map[string][2]any{
-		"grpc":                {old.GRPC, next.GRPC},
-		"drain":               {old.Drain, next.Drain},
-		"admin":               {old.Admin, next.Admin},
-		"persist":             {old.Persist, next.Persist},
-		"guard":               {old.Guard, next.Guard},
-		"tenants.preload":     {old.Tenants.Preload, next.Tenants.Preload},
-		"tenants.required":    {old.Tenants.Required, next.Tenants.Required},
-		"tenants.memory":      {old.Tenants.Memory, next.Tenants.Memory},
-		"tenants.body_memory": {old.Tenants.BodyMemory, next.Tenants.BodyMemory},
+		"grpc":                   {old.GRPC, next.GRPC},
+		"drain":                  {old.Drain, next.Drain},
+		"admin":                  {old.Admin, next.Admin},
+		"http.listen":            {[]any{old.HTTP.Listen, old.listensHTTP()}, []any{next.HTTP.Listen, next.listensHTTP()}},
+		"http.tls":               {old.HTTP.TLS, next.HTTP.TLS},
+		"persist":                {old.Persist, next.Persist},
+		"guard":                  {old.Guard, next.Guard},
+		"tenants.preload":        {old.Tenants.Preload, next.Tenants.Preload},
+		"tenants.required":       {old.Tenants.Required, next.Tenants.Required},
+		"tenants.memory":         {old.Tenants.Memory, next.Tenants.Memory},
+		"tenants.log_memory":     {old.Tenants.LogMemory, next.Tenants.LogMemory},
+		"tenants.max_long_polls": {old.Tenants.MaxLongPolls, next.Tenants.MaxLongPolls},
+		"redact":                 {old.Redact, next.Redact},
+		"tenants.body_memory":    {old.Tenants.BodyMemory, next.Tenants.BodyMemory},
 	} {
 		if !reflect.DeepEqual(pair[0], pair[1]) {
 			keys = append(keys, key)

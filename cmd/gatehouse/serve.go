@@ -5,9 +5,11 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"runtime"
 	"sync"
 	"time"
@@ -26,13 +28,15 @@ import (
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 
 	"github.com/gatehouse-authz/gatehouse/bundles"
+	"github.com/gatehouse-authz/gatehouse/decisionlog"
 	"github.com/gatehouse-authz/gatehouse/extauthz"
+	"github.com/gatehouse-authz/gatehouse/httpserve"
+	"github.com/gatehouse-authz/gatehouse/schedule"
 	"github.com/gatehouse-authz/gatehouse/tenants"
 )
 
 // serve runs the server until ctx ends, and drains it.
 func serve(ctx context.Context, opts *options) error {
-	log := opts.log
 	dir := ""
 	if len(opts.args) > 0 {
 		dir = opts.args[0]
@@ -42,22 +46,70 @@ func serve(ctx context.Context, opts *options) error {
 		return err
 	}
 	for _, n := range cfg.Notes {
-		log.Warn("setting "+n.text, "key", n.path, "line", n.line)
+		opts.log.Warn("setting "+n.text, "key", n.path, "line", n.line)
 	}
-	stopPace := fitContainer(log)
+	pace, stopPace := fitContainer(opts.log)
 	defer stopPace()
+	s, err := newGatehouse(opts, dir, cfg, pace)
+	if err != nil {
+		return err
+	}
+	if err := s.listen(); err != nil {
+		return err
+	}
+	return s.run(ctx)
+}
 
+// gatehouse is what listens, and what stands behind it.
+type gatehouse struct {
+	cfg *Loaded
+	log *slog.Logger
+
+	pool    *tenants.Pool
+	logs    *decisionlog.Logs
+	ready   *readiness
+	reloads *reloader
+
+	grpc                       *grpc.Server
+	http, admin                *http.Server
+	grpcTLS, httpTLS, adminTLS *certificates // nil: plain
+	onGRPC, onHTTP, onAdmin    net.Listener  // nil: off, but for gRPC
+}
+
+// newGatehouse makes one of a configuration.
+func newGatehouse(opts *options, dir string, cfg *Loaded, pace *pacer) (*gatehouse, error) {
+	s := &gatehouse{cfg: cfg, log: opts.log}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-
+	var err error
+	for _, c := range []struct {
+		key   string
+		files TLS
+		certs **certificates
+	}{{"grpc", cfg.GRPC.TLS, &s.grpcTLS}, {"http", cfg.HTTP.TLS, &s.httpTLS}, {"admin", cfg.Admin.TLS, &s.adminTLS}} {
+		if *c.certs, err = newCertificates(c.key, c.files, s.log); err != nil {
+			return nil, fmt.Errorf("%s.tls: %w", c.key, err)
+		}
+	}
 	var store *bundles.Store
 	if cfg.Persist.Directory != "" {
 		if store, err = bundles.NewStore(cfg.Persist.Directory); err != nil {
-			return fmt.Errorf("persist.directory: %w", err)
+			return nil, fmt.Errorf("persist.directory: %w", err)
 		}
 	}
 	budget := newBudgets(&cfg.Tenants)
-	pool := tenants.New(tenants.Config{
+	work := schedule.New(int(cfg.Tenants.MaxLongPolls))
+	console := new(console)
+	s.logs = decisionlog.New(decisionlog.Config{
+		Memory: budget.logs, Schedule: work, Redact: cfg.Redact == "default", Console: console,
+		Registerer: registry, Logger: s.log,
+	})
+	var web *httpserve.Server // there before the pool runs
+	s.pool = tenants.New(tenants.Config{
+		Schedule:   work,
+		Logs:       s.logs,
+		Console:    console,
+		Activated:  func(id tenants.ID) { pace.loaded(); web.Activated(id) },
 		Settings:   cfg.Settings,
 		Capacity:   int(cfg.Tenants.Capacity),
 		Parked:     parked(cfg.Tenants.Parked),
@@ -66,113 +118,187 @@ func serve(ctx context.Context, opts *options) error {
 		MaxStale:   time.Duration(cfg.Persist.MaxStale),
 		Guard:      cfg.Guard,
 		Lend:       lender(),
+		Parallel:   parallel(),
 		Memory:     budget.tenants,
 		BodyMemory: budget.bodies,
 		Preload:    cfg.Preload,
 		Required:   cfg.Required,
 		Registerer: registry,
-		Logger:     log,
+		Logger:     s.log,
 	})
+
 	checkConfig := routing(cfg)
-	checkConfig.Pool, checkConfig.Refused, checkConfig.Logger = pool, pool.Refused, log
+	checkConfig.Pool, checkConfig.Refused, checkConfig.Logger = s.pool, s.pool.Refused, s.log
 	checkConfig.MessageMemory = budget.messages
 	checkConfig.MaxMessageBytes = int(cfg.GRPC.MaxMessageBytes)
 	checks, err := extauthz.New(checkConfig)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	grpcTLS, err := newCertificates("grpc", cfg.GRPC.TLS, log)
-	if err != nil {
-		return fmt.Errorf("grpc.tls: %w", err)
-	}
-	adminTLS, err := newCertificates("admin", cfg.Admin.TLS, log)
-	if err != nil {
-		return fmt.Errorf("admin.tls: %w", err)
-	}
-	reloads := newReloader(opts.config, dir, cfg, pool, checks, registry, log, grpcTLS, adminTLS)
-	grpcServer := newGRPC(&cfg.GRPC, grpcTLS)
-	checks.Register(grpcServer)
+	s.grpc = newGRPC(&cfg.GRPC, s.grpcTLS)
+	checks.Register(s.grpc)
 	healthServer := health.NewServer()
-	healthpb.RegisterHealthServer(grpcServer, healthServer)
+	healthpb.RegisterHealthServer(s.grpc, healthServer)
 	if cfg.GRPC.Reflection {
-		reflection.Register(grpcServer)
+		reflection.Register(s.grpc)
 	}
-	ready := &readiness{pool: pool, health: healthServer}
-	trusted := loopback(cfg.Admin.Listen) || cfg.Admin.TLS.ClientCA != ""
-	adminServer := newAdmin(pool, ready, registry, trusted, log)
 
-	mode, err := socketMode(cfg.GRPC.SocketMode)
+	webConfig := httpConfig(cfg)
+	webConfig.Inputs = inputs(checks)
+	webConfig.Pool, webConfig.Answered, webConfig.Logger, webConfig.Memory = s.pool, answeredHTTP(registry), s.log, budget.bodies
+	if web, err = httpserve.New(webConfig); err != nil {
+		return nil, err
+	}
+	s.http = newHTTP(web, s.log)
+
+	s.ready = &readiness{pool: s.pool, health: healthServer}
+	trusted := loopback(cfg.Admin.Listen) || cfg.Admin.TLS.ClientCA != ""
+	s.admin = newAdmin(s.pool, s.ready, registry, trusted, s.log)
+	s.reloads = newReloader(opts.config, dir, cfg, s.pool, checks, web, registry, s.log, s.grpcTLS, s.adminTLS, s.httpTLS)
+	return s, nil
+}
+
+// listen opens the addresses.
+func (s *gatehouse) listen() (err error) {
+	defer func() {
+		for _, l := range []net.Listener{s.onGRPC, s.onHTTP, s.onAdmin} {
+			if err != nil && l != nil {
+				err = errors.Join(err, l.Close())
+			}
+		}
+	}()
+	mode, err := socketMode(s.cfg.GRPC.SocketMode)
 	if err != nil {
 		return fmt.Errorf("grpc.socket_mode: %w", err)
 	}
-	grpcListener, err := listen(cfg.GRPC.Listen, mode)
-	if err != nil {
+	if s.onGRPC, err = listen(s.cfg.GRPC.Listen, mode); err != nil {
 		return fmt.Errorf("grpc.listen: %w", err)
 	}
-	var adminListener net.Listener
-	if cfg.Admin.Listen != "" {
-		if adminListener, err = listen(cfg.Admin.Listen, mode); err != nil {
-			return errors.Join(fmt.Errorf("admin.listen: %w", err), grpcListener.Close())
-		}
-		if adminTLS != nil {
-			adminListener = tls.NewListener(adminListener, adminTLS.config())
+	if s.cfg.Admin.Listen != "" {
+		if s.onAdmin, err = listenTLS(s.cfg.Admin.Listen, mode, s.adminTLS); err != nil {
+			return fmt.Errorf("admin.listen: %w", err)
 		}
 	}
+	if s.cfg.listensHTTP() {
+		if s.onHTTP, err = listenTLS(s.cfg.HTTP.Listen, mode, s.httpTLS); err != nil {
+			return fmt.Errorf("http.listen: %w", err)
+		}
+	}
+	return nil
+}
 
-	// Two that stop one after the other: those that speak, then the pool.
+// listenTLS is listen, secured where there are certificates.
+func listenTLS(address string, mode fs.FileMode, certs *certificates) (net.Listener, error) {
+	l, err := listen(address, mode)
+	if err == nil && certs != nil {
+		l = tls.NewListener(l, certs.config())
+	}
+	return l, err
+}
+
+// addressOf is where a listener listens.
+func addressOf(l net.Listener) string {
+	if l == nil {
+		return "off"
+	}
+	return l.Addr().String()
+}
+
+// run serves until ctx ends or a listener fails. Three stop one after the other:
+// those that speak, the pool, and what delivers the decisions of both.
+func (s *gatehouse) run(ctx context.Context) error {
 	speaking, stopSpeaking := context.WithCancel(ctx)
 	defer stopSpeaking()
 	running, stopPool := context.WithCancel(context.Background())
 	defer stopPool()
-	var pooling, speakers sync.WaitGroup
+	logging, stopLogs := context.WithCancel(context.Background())
+	defer stopLogs()
+	var speakers, pooling, delivery sync.WaitGroup
+	delivery.Go(func() { s.logs.Run(logging) })
 	var poolErr error
-	pooling.Go(func() { poolErr = pool.Run(running) })
-	speakers.Go(func() { ready.watch(speaking) })
-	speakers.Go(func() { reloads.run(speaking) })
+	pooling.Go(func() { poolErr = s.pool.Run(running) })
+	speakers.Go(func() { s.ready.watch(speaking) })
+	speakers.Go(func() { s.reloads.run(speaking) })
 
-	faults := make(chan error, 2)
-	speakers.Go(func() {
-		if err := grpcServer.Serve(grpcListener); err != nil {
-			faults <- fmt.Errorf("gRPC server: %w", err)
-		}
-	})
-	admin := "off"
-	if adminListener != nil {
-		admin = adminListener.Addr().String()
+	faults := make(chan error, 3)
+	speak := func(name string, serve func() error) {
 		speakers.Go(func() {
-			if err := adminServer.Serve(adminListener); !errors.Is(err, http.ErrServerClosed) {
-				faults <- fmt.Errorf("admin server: %w", err)
+			if err := serve(); err != nil && !errors.Is(err, http.ErrServerClosed) {
+				faults <- fmt.Errorf("%s server: %w", name, err)
 			}
 		})
 	}
-	log.Info("serving", "version", version(), "grpc", grpcListener.Addr().String(), "admin", admin,
-		"directory", dir, "config", opts.config, "gomaxprocs", runtime.GOMAXPROCS(0))
-
-	var fault error
-	select {
-	case <-ctx.Done():
-		log.Info("draining", "delay", time.Duration(cfg.Drain.Delay).String(), "timeout", time.Duration(cfg.Drain.Timeout).String())
-		ready.stop()
-		select { // proxies look elsewhere meanwhile, and those that do not are answered
-		case <-time.After(time.Duration(cfg.Drain.Delay)):
-		case fault = <-faults:
-		}
-	case fault = <-faults:
-		ready.stop()
+	speak("gRPC", func() error { return s.grpc.Serve(s.onGRPC) })
+	if s.onAdmin != nil {
+		speak("admin", func() error { return s.admin.Serve(s.onAdmin) })
 	}
+	if s.onHTTP != nil {
+		speak("HTTP", func() error { return s.http.Serve(s.onHTTP) })
+	}
+	s.log.Info("serving", "version", version(), "grpc", addressOf(s.onGRPC), "http", addressOf(s.onHTTP), "admin", addressOf(s.onAdmin),
+		"directory", s.reloads.dir, "config", s.reloads.config, "gomaxprocs", runtime.GOMAXPROCS(0))
+
+	fault := s.await(ctx, faults)
 	stopSpeaking()
-	drain(grpcServer, time.Duration(cfg.Drain.Timeout), log)
+	end := time.Now().Add(time.Duration(s.cfg.Drain.Timeout))
+	var draining sync.WaitGroup
+	draining.Go(func() { drainHTTP(s.http, end, s.log) })
+	drain(s.grpc, time.Until(end), s.log)
+	draining.Wait()
 	stopPool()
 	pooling.Wait()
-	if adminListener != nil {
-		_ = adminServer.Close()
-	}
+	drainLogs(s.logs, end, s.log)
+	stopLogs()
+	delivery.Wait()
+	_ = s.admin.Close() // until now it told how it goes
 	speakers.Wait()
 	if fault == nil && poolErr != nil {
-		log.Warn("stopped with evaluations left running", "error", poolErr)
+		s.log.Warn("stopped with evaluations left running", "error", poolErr)
 	}
-	log.Info("stopped")
+	s.log.Info("stopped")
 	return fault
+}
+
+// await returns when the server is to stop speaking: when a listener has failed,
+// or ctx has ended and proxies have had time to look elsewhere.
+func (s *gatehouse) await(ctx context.Context, faults <-chan error) error {
+	defer s.ready.stop()
+	select {
+	case fault := <-faults:
+		return fault
+	case <-ctx.Done():
+	}
+	s.log.Info("draining", "delay", time.Duration(s.cfg.Drain.Delay).String(), "timeout", time.Duration(s.cfg.Drain.Timeout).String())
+	s.ready.stop()
+	select { // those that do not are answered meanwhile
+	case <-time.After(time.Duration(s.cfg.Drain.Delay)):
+		return nil
+	case fault := <-faults:
+		return fault
+	}
+}
+
+// leastFlush is how long decisions are delivered at the end even where the drain
+// has used up its time.
+const leastFlush = 500 * time.Millisecond
+
+// drainLogs delivers the decisions that are buffered.
+func drainLogs(logs *decisionlog.Logs, end time.Time, log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(context.Background(), max(time.Until(end), leastFlush))
+	defer cancel()
+	logs.Drain(ctx)
+	if n := logs.Books().Dropped["shutdown"]; n > 0 {
+		log.Warn("decisions were not delivered by the end of the drain", "events", n)
+	}
+}
+
+// console is standard output, to which each Write goes whole.
+type console struct{ mu sync.Mutex }
+
+func (c *console) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return os.Stdout.Write(p)
 }
 
 // routing is how checks find their tenants, which a reload may change.

@@ -10,7 +10,7 @@ import (
 	"os"
 	"sync/atomic"
 
-	"github.com/gatehouse-authz/gatehouse/extauthz"
+	"github.com/gatehouse-authz/gatehouse/peers"
 )
 
 // TLS configures the transport security of a listener.
@@ -29,6 +29,10 @@ type TLS struct {
 	// stands for anything: the URI of a certificate, as SPIFFE has it, or a
 	// DNS name of one that has no URI. Default: any that ClientCA signed.
 	AllowedIDs []string `yaml:"allowed_ids"`
+
+	// ClientOptional lets in clients that show no certificate, too: of http.tls
+	// alone, where other credentials say who asks. Default false.
+	ClientOptional bool `yaml:"client_optional"`
 }
 
 // certificates are what a listener's files hold, read again when they change.
@@ -42,7 +46,7 @@ type certificates struct {
 
 // newCertificates reads the files. It returns nil where there are none.
 func newCertificates(name string, files TLS, log *slog.Logger) (*certificates, error) {
-	if files.Cert == "" && files.Key == "" && files.ClientCA == "" && len(files.AllowedIDs) == 0 {
+	if files.Cert == "" && files.Key == "" && files.ClientCA == "" && len(files.AllowedIDs) == 0 && !files.ClientOptional {
 		return nil, nil
 	}
 	c := &certificates{name: name, files: files, log: log}
@@ -62,6 +66,8 @@ func (c *certificates) read() (*tls.Config, [sha256.Size]byte, error) {
 		return nil, seen, errors.New("cert and key go together")
 	case c.files.ClientCA == "" && len(c.files.AllowedIDs) > 0:
 		return nil, seen, errors.New("allowed_ids need a client_ca")
+	case c.files.ClientCA == "" && c.files.ClientOptional:
+		return nil, seen, errors.New("client_optional needs a client_ca")
 	}
 	h := sha256.New()
 	var texts [3][]byte
@@ -92,6 +98,9 @@ func (c *certificates) read() (*tls.Config, [sha256.Size]byte, error) {
 		if !cfg.ClientCAs.AppendCertsFromPEM(texts[2]) {
 			return nil, seen, fmt.Errorf("%s holds no certificate", c.files.ClientCA)
 		}
+		if c.files.ClientOptional {
+			cfg.ClientAuth = tls.VerifyClientCertIfGiven
+		}
 		cfg.VerifyConnection = c.verify
 	}
 	return cfg, seen, nil
@@ -101,13 +110,16 @@ func (c *certificates) read() (*tls.Config, [sha256.Size]byte, error) {
 // is asked for resumed sessions too.
 func (c *certificates) verify(state tls.ConnectionState) error {
 	if len(state.PeerCertificates) == 0 {
+		if c.files.ClientOptional {
+			return nil
+		}
 		return errors.New("client shows no certificate")
 	}
-	id, err := extauthz.PeerID(state.PeerCertificates[0])
+	id, err := peers.ID(state.PeerCertificates[0])
 	if err != nil {
 		return err
 	}
-	if len(c.files.AllowedIDs) > 0 && !extauthz.MatchAny(c.files.AllowedIDs, id) {
+	if len(c.files.AllowedIDs) > 0 && !peers.MatchAny(c.files.AllowedIDs, id) {
 		return fmt.Errorf("client %q is not allowed", id)
 	}
 	return nil

@@ -1,4 +1,4 @@
-package extauthz
+package tenants
 
 import (
 	"encoding/binary"
@@ -6,9 +6,9 @@ import (
 	"math/rand/v2"
 )
 
-// newDecisionID returns a random UUID (version 4). It names a decision and
+// NewDecisionID returns a random UUID (version 4). It names a decision and
 // protects nothing, but its generator (ChaCha8, seeded by the system) could.
-func newDecisionID() string {
+func NewDecisionID() string {
 	var id [16]byte
 	binary.NativeEndian.PutUint64(id[:8], rand.Uint64())
 	binary.NativeEndian.PutUint64(id[8:], rand.Uint64())

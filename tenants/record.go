@@ -1,0 +1,187 @@
+package tenants
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/version"
+
+	"github.com/gatehouse-authz/gatehouse/decisionlog"
+	"github.com/gatehouse-authz/gatehouse/policy"
+)
+
+// record keeps one answer in the tenant's decision log. Its error, which wraps
+// ErrNotLogged, says that the answer must not be given.
+func (c *call) record(q *Question, a *Answer, r *result, took time.Duration) error {
+	log := c.in.log.Load()
+	if log == nil {
+		return nil
+	}
+	e := &decisionlog.Event{
+		DecisionID: q.DecisionID, BatchDecisionID: q.BatchDecisionID, Batch: q.Batch,
+		TraceID: q.TraceID, SpanID: q.SpanID, RequestedBy: q.RequestedBy, RequestID: q.RequestID,
+		Timestamp:     time.Now(),
+		Path:          q.Entry,
+		Input:         r.input,
+		Error:         a.Err,
+		ServerHandler: took,
+		QueryEval:     r.observed.Duration,
+		RuleLabels:    labelsOfRules(r.observed.RuleLabels),
+	}
+	if s := c.in.settings; e.Path == "" || e.Path == s.Entry && !q.Own {
+		e.Path = cmp.Or(s.Path, s.Entry)
+	}
+	if c.rev != nil {
+		e.Bundles, e.Filter = c.rev.bundles, c.rev.filter
+	}
+	switch {
+	case errors.Is(a.Err, ErrInvalid):
+		e.Input = ast.Null{} // as opa-envoy-plugin has it
+	case a.Err == nil:
+		e.Result = a.Decision.Value
+		if c.in.settings.NDBuiltinCache {
+			e.NDBuiltinCache = r.observed.Builtins
+		}
+	}
+	e.Custom = c.customOf(a)
+	if err := log.Record(c.deadline(c.start), e); err != nil {
+		return fmt.Errorf("%w: %w", ErrNotLogged, err)
+	}
+	return nil
+}
+
+// The keys of what a decision log has beside what OPA's has.
+var (
+	keyGuard    = ast.StringTerm("guard")
+	keyRevision = ast.StringTerm("revision")
+	keyAnswered = ast.StringTerm("answered")
+	keyDryRun   = ast.StringTerm("dry_run")
+)
+
+// customOf says what of an answer was not the tenant's policy: the operator's
+// own policy, and whether a denial was let through. Nil: nothing.
+func (c *call) customOf(a *Answer) ast.Object {
+	guard := c.pool.guard
+	if guard == nil && !a.DryRun {
+		return nil
+	}
+	custom := ast.NewObject()
+	if a.DryRun {
+		custom.Insert(keyDryRun, ast.BooleanTerm(true))
+	}
+	if guard != nil {
+		if rev := guard.current.Load(); rev != nil {
+			custom.Insert(keyGuard, ast.ObjectTerm(
+				ast.Item(keyRevision, ast.StringTerm(rev.policy.Revisions()[0].Revision)),
+				ast.Item(keyAnswered, ast.BooleanTerm(a.Guard)),
+			))
+		}
+	}
+	return custom
+}
+
+// labelsOfRules are the labels of the rules that were evaluated, as values.
+func labelsOfRules(labels []map[string]any) []ast.Value {
+	var values []ast.Value
+	for _, l := range labels {
+		if v, err := ast.InterfaceToValue(l); err == nil { // it came from YAML
+			values = append(values, v)
+		}
+	}
+	return values
+}
+
+// loggedBundles are the bundles of a policy, as they are logged.
+func loggedBundles(p *policy.Policy) []decisionlog.Bundle {
+	var list []decisionlog.Bundle
+	for _, r := range p.Revisions() {
+		list = append(list, decisionlog.Bundle{Name: r.Name, Revision: r.Revision})
+	}
+	return list
+}
+
+// filter asks the drop and mask rules of a revision about an event.
+type filter struct {
+	policy     *policy.Policy
+	env        *policy.Env
+	drop, mask string // entry points; "": there is no such rule
+}
+
+// filterOf returns the filter of a revision; nil: it has neither rule.
+func (in *instance) filterOf(p *policy.Policy) decisionlog.Filter {
+	if in.settings.Log == nil {
+		return nil
+	}
+	f := &filter{policy: p, env: in.env}
+	if p.Has(in.settings.Log.Drop) {
+		f.drop = in.settings.Log.Drop
+	}
+	if p.Has(in.settings.Log.Mask) {
+		f.mask = in.settings.Log.Mask
+	}
+	if f.drop == "" && f.mask == "" {
+		return nil
+	}
+	return f
+}
+
+// Drop reports whether the drop rule is true. Undefined is false.
+func (f *filter) Drop(ctx context.Context, event ast.Value) (bool, error) {
+	v, err := f.eval(ctx, f.drop, event)
+	if v == nil || err != nil {
+		return false, err
+	}
+	b, ok := v.(ast.Boolean)
+	return ok && bool(b), nil
+}
+
+// Mask returns the value of the mask rule; nil: it has none.
+func (f *filter) Mask(ctx context.Context, event ast.Value) (ast.Value, error) {
+	return f.eval(ctx, f.mask, event)
+}
+
+// eval returns the value of a rule; nil: it has none.
+func (f *filter) eval(ctx context.Context, entry string, event ast.Value) (ast.Value, error) {
+	if entry == "" {
+		return nil, nil
+	}
+	cancel := new(policy.Cancel)
+	defer context.AfterFunc(ctx, cancel.Cancel)()
+	v, err := f.policy.Eval(ctx, entry, event, f.env, cancel)
+	if errors.Is(err, policy.ErrUndefined) {
+		return nil, nil
+	}
+	return v, err
+}
+
+// maxFilterTime bounds one evaluation of a drop or mask rule.
+const maxFilterTime = 100 * time.Millisecond
+
+// openLog opens the decision log of in, which is loading, if it wants one and has
+// none yet.
+func (p *Pool) openLog(in *instance) {
+	log := in.settings.Log
+	if log == nil || p.cfg.Logs == nil || in.log.Load() != nil {
+		return
+	}
+	settings := log.Settings
+	settings.Tenant = string(in.id)
+	settings.Labels = p.labelsOf(in.id, in.settings)
+	settings.FilterTime = min(in.limits.EvaluationTime, maxFilterTime)
+	settings.Turned = in.logTurned
+	in.log.Store(p.cfg.Logs.Open(settings))
+}
+
+// labelsOf are the labels under which a tenant reports: its own, those that each
+// OPA has, and its name.
+func (p *Pool) labelsOf(id ID, s *Settings) map[string]string {
+	labels := make(map[string]string, len(s.Labels)+3)
+	maps.Copy(labels, s.Labels)
+	labels["id"], labels["version"], labels["tenant"] = p.id, version.Version, string(id)
+	return labels
+}
