@@ -175,6 +175,9 @@ func (l listener) ExtAuthz() object {
 	for key, value := range l.Filter {
 		filter[key] = value
 	}
+	if filter["http_service"] != nil {
+		delete(filter, "grpc_service")
+	}
 	return filter
 }
 

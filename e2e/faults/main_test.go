@@ -62,10 +62,16 @@ func serve(t *testing.T, config string, args ...string) *stage.Gatehouse {
 // serveFile is serve with a configuration that stays the caller's.
 func serveFile(t *testing.T, file string, args ...string) *stage.Gatehouse {
 	t.Helper()
+	return serveFileIn(t, nil, file, args...)
+}
+
+// serveFileIn is serveFile with variables, each NAME=VALUE, of the environment.
+func serveFileIn(t *testing.T, env []string, file string, args ...string) *stage.Gatehouse {
+	t.Helper()
 	if built.err != nil {
 		t.Fatal(built.err)
 	}
-	g, err := stage.StartGatehouse(built.path, append([]string{"-c", file}, args...)...)
+	g, err := stage.StartGatehouseIn(env, built.path, append([]string{"-c", file}, args...)...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -194,20 +194,8 @@ func TestNames(t *testing.T) {
 	}
 	s.publish("orders", 1)
 
-	dir := t.TempDir()
-	write(t, filepath.Join(dir, "resolv.conf"), "nameserver "+resolver+"\noptions timeout:2 attempts:2\n")
-	script := filepath.Join(dir, "gatehouse")
-	write(t, script, fmt.Sprintf(`#!/bin/sh
-export GODEBUG=netdns=go
-exec unshare --mount sh -c 'mount --bind "$0" /etc/resolv.conf && exec "$@"' %s %s "$@"
-`, filepath.Join(dir, "resolv.conf"), built.path))
-	if err := os.Chmod(script, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	saved := built.path
-	built.path = script
+	withResolver(t, resolver)
 	g := serve(t, from("http://bundles.stage.test:"+port))
-	built.path = saved
 	c := dial(t, g.GRPC)
 	c.becomes(t, "orders", 1, 5*time.Second)
 

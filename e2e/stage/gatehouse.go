@@ -15,6 +15,7 @@ import (
 // the ports, and that does not wait for proxies to look elsewhere at the end.
 const Listen = `
 grpc:  {listen: "127.0.0.1:0"}
+http:  {listen: "127.0.0.1:0"}
 admin: {listen: "127.0.0.1:0"}
 drain: {delay: 0s}
 `
@@ -23,6 +24,7 @@ drain: {delay: 0s}
 type Gatehouse struct {
 	*Process
 	GRPC  string // address
+	HTTP  string // address, or "off"
 	Admin string // address
 }
 
@@ -74,9 +76,9 @@ func startUnready(env []string, binary string, args ...string) (*Gatehouse, erro
 // addresses reads from the log where the server listens.
 func (g *Gatehouse) addresses() bool {
 	for line := range strings.Lines(g.Output()) {
-		var entry struct{ Msg, GRPC, Admin string }
+		var entry struct{ Msg, GRPC, HTTP, Admin string }
 		if json.Unmarshal([]byte(line), &entry) == nil && entry.Msg == "serving" {
-			g.GRPC, g.Admin = entry.GRPC, entry.Admin
+			g.GRPC, g.HTTP, g.Admin = entry.GRPC, entry.HTTP, entry.Admin
 			return true
 		}
 	}
