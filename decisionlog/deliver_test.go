@@ -85,6 +85,26 @@ func TestPeriodicBeforeTime(t *testing.T) {
 	}
 }
 
+// What comes after a delivery before its time has a time of its own again.
+func TestPeriodicAfterFlush(t *testing.T) {
+	t.Parallel()
+	rec := newRecorder(t)
+	h := newHouse(t, decisionlog.Config{})
+	set := soon(rec.service())
+	set.Reporting = decisionlog.Reporting{MinDelay: 300 * time.Millisecond, MaxDelay: 300 * time.Millisecond}
+	log := h.Open(set)
+	for i := range 3 {
+		record(t, log, fmt.Sprint("first-", i), 1)
+		time.Sleep(50 * time.Millisecond) // so that it has its time
+		log.Flush()
+		h.settled()
+		record(t, log, fmt.Sprint("second-", i), 1)
+		if b := h.settled(); dropped(b) > 0 {
+			t.Errorf("got %+v", b)
+		}
+	}
+}
+
 func TestManual(t *testing.T) {
 	t.Parallel()
 	rec := newRecorder(t)

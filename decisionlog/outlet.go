@@ -381,9 +381,7 @@ func (o *outlet) rest() (wait time.Duration, ok bool) {
 		o.replace(0, g.held(), []*chunk{lines(g)}, nil)
 		return 0, true
 	}
-	if o.stage == resting {
-		o.timed = false
-	}
+	o.timed = false // whatever the task was due for, it is being done
 	pending := o.bytes > 0 || l.ring.n > 0 || l.queued
 	switch {
 	case o.sealing || o.stage == wantSeal: // the worker will have the task done
