@@ -221,7 +221,7 @@ func decided(w http.ResponseWriter, a *tenants.Answer) error {
 		return nil
 	}
 	status := d.Status
-	if status < 300 { // what would let it in is no denial
+	if status < 300 || status >= 500 { // what would let it in, at some proxies, is no denial
 		status = http.StatusForbidden
 	}
 	h.Set("Content-Length", strconv.Itoa(len(d.Body)))
@@ -275,9 +275,15 @@ var checkStatuses = []struct {
 	{context.Canceled, http.StatusServiceUnavailable},
 }
 
+// upstreamError is a fault that is answered with 5xx also where route.closed.
+type upstreamError struct{ *fault }
+
+// Unwrap returns the fault.
+func (e upstreamError) Unwrap() error { return e.fault }
+
 // checkFailureOf returns how what went wrong is answered to a proxy. Where the
 // tenant wants that the proxy's own failure mode decides, it is an error of the
-// server's.
+// server's; else it is none, whatever the table says: see route.closed.
 func checkFailureOf(err error, onError tenants.OnError) error {
 	f := *failureOf(err)
 	f.status = http.StatusInternalServerError
@@ -287,8 +293,9 @@ func checkFailureOf(err error, onError tenants.OnError) error {
 			break
 		}
 	}
-	if onError == tenants.OnErrorUpstream && f.status < 500 {
-		f.status = http.StatusInternalServerError
+	if onError == tenants.OnErrorUpstream {
+		f.status = max(f.status, http.StatusInternalServerError)
+		return upstreamError{&f}
 	}
 	return &f
 }

@@ -51,7 +51,7 @@ func forwarded(t *testing.T, cfg httpserve.Config, peer string, change func(*htt
 	return w
 }
 
-// What goes wrong is answered as over gRPC, and a tenant's own faults as its
+// What goes wrong is a denial, and a tenant's own faults are answered as its
 // on_error says. Nothing but a permission is 200.
 func TestCheckFaults(t *testing.T) {
 	secret := errors.New("secret detail")
@@ -62,21 +62,21 @@ func TestCheckFaults(t *testing.T) {
 		{policy.ErrUndefined, 403, 200, 500},
 		{policy.ErrConflict, 403, 200, 500},
 		{policy.ErrResult, 403, 200, 500},
-		{policy.ErrEval, 500, 200, 500},
-		{policy.ErrEntry, 500, 200, 500},
-		{tenants.ErrPanic, 500, 200, 500},
-		{tenants.ErrNotReady, 503, 200, 503},
-		{tenants.ErrBusy, 503, 200, 503},
-		{tenants.ErrDeadline, 503, 200, 503},
-		{policy.ErrCanceled, 503, 200, 503},
-		{secret, 500, 200, 500},
+		{policy.ErrEval, 403, 200, 500},
+		{policy.ErrEntry, 403, 200, 500},
+		{tenants.ErrPanic, 403, 200, 500},
+		{tenants.ErrNotReady, 403, 200, 503},
+		{tenants.ErrBusy, 403, 200, 503},
+		{tenants.ErrDeadline, 403, 200, 503},
+		{policy.ErrCanceled, 403, 200, 503},
+		{secret, 403, 200, 500},
 
 		// of these the pool says that they are always denied
 		{tenants.ErrInvalid, 400, 0, 0},
 		{tenants.ErrTooLarge, 413, 0, 0},
 		{tenants.ErrPartialBody, 403, 0, 0},
 		{tenants.ErrEntry, 403, 0, 0},
-		{tenants.ErrNotLogged, 503, 0, 0},
+		{tenants.ErrNotLogged, 403, 0, 0},
 	} {
 		for onError, want := range map[tenants.OnError]int{tenants.OnErrorDeny: c.deny, tenants.OnErrorAllow: c.allow, tenants.OnErrorUpstream: c.upstream} {
 			if want == 0 {
@@ -97,7 +97,7 @@ func TestCheckFaults(t *testing.T) {
 // A tenant that is not ready, and was waited for, is answered as its on_error
 // says.
 func TestCheckOfATenantThatIsNotReady(t *testing.T) {
-	for onError, want := range map[tenants.OnError]int{tenants.OnErrorDeny: 503, tenants.OnErrorAllow: 200} {
+	for onError, want := range map[tenants.OnError]int{tenants.OnErrorDeny: 403, tenants.OnErrorAllow: 200} {
 		p := answers{answer: tenants.Answer{Err: tenants.ErrNotReady, OnError: onError}, view: tenants.ErrNotReady}
 		w := forwarded(t, httpserve.Config{Pool: p, TrustedPeers: []string{"10.0.0.0/8"}}, "10.1.2.3:4", nil)
 		if w.Code != want {

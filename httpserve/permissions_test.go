@@ -660,6 +660,27 @@ func TestListMemory(t *testing.T) {
 	}
 }
 
+// Regression: a list for which there is no room at all was answered with 500.
+func TestListNoRoom(t *testing.T) {
+	for name, c := range map[string]struct {
+		permissions string
+		all         int64
+	}{
+		"tenant": {"{package: permissions, memory_bytes: 1024}", 0},
+		"all":    {"{package: permissions}", 1},
+	} {
+		s := listServer(t, fmt.Sprintf(versions, 2), usersConfig(c.permissions, "ada"), httpserve.Config{ListMemory: c.all}, nil)
+		for range 2 {
+			if l := listIn(t, s.get(tokenOf("ada"))); l.Subject.ID != "ada" {
+				t.Errorf("%s: got %+v", name, l)
+			}
+		}
+		if bytes, lists, _ := s.Remembered(); bytes != 0 || lists != 0 {
+			t.Errorf("%s: got %d bytes and %d lists", name, bytes, lists)
+		}
+	}
+}
+
 // A catalogue over a bound is refused, with the bound, and nothing is asked.
 func TestCatalogueBounds(t *testing.T) {
 	many := func(n int, one func(i int) string) string {

@@ -26,8 +26,8 @@ var routes = []*route{
 	{path: "/access/v1/search/subject", methods: methods("POST"), offered: offersAuthZEN, content: jsonOrInvalid, serve: searchSubjects.serve},
 	{path: "/access/v1/search/resource", methods: methods("POST"), offered: offersAuthZEN, content: jsonOrInvalid, serve: searchResources.serve},
 	{path: "/access/v1/search/action", methods: methods("POST"), offered: offersAuthZEN, content: jsonOrInvalid, serve: searchActions.serve},
-	{path: "/check", offered: offersCheck, access: forPeers, foreign: true, unready: true, serve: (*Server).check},
-	{path: "/check/", offered: offersCheck, access: forPeers, foreign: true, unready: true, serve: (*Server).check},
+	{path: "/check", offered: offersCheck, access: forPeers, foreign: true, closed: true, unready: true, serve: (*Server).check},
+	{path: "/check/", offered: offersCheck, access: forPeers, foreign: true, closed: true, unready: true, serve: (*Server).check},
 	{path: "/serve/", offered: offersServe, serve: (*Server).respond},
 }
 
@@ -40,6 +40,7 @@ type route struct {
 	access  access  // who may ask; default: callers that are known
 	content content // which bodies are taken; default: any
 	form    form    // of its errors; default: an object "error"
+	closed  bool    // a proxy may take an answer of 5xx for a permission: 403 in its place
 	unready bool    // also for a tenant without a policy, as its on_error says
 	foreign bool    // what comes from a page of a foreign origin is the policy's to judge: no CORS
 

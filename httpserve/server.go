@@ -299,6 +299,11 @@ func (s *Server) admit(r *request) error {
 // fail answers a request that has no answer.
 func (s *Server) fail(w *recorder, r *request, err error) {
 	f := failureOf(err)
+	if _, wanted := err.(upstreamError); r.route.closed && f.status >= 500 && !wanted {
+		denial := *f
+		denial.status = http.StatusForbidden
+		f = &denial
+	}
 	s.log.DebugContext(r.Context(), "request refused", "tenant", r.Tenant, "route", r.route.path, "status", f.status, "error", err)
 	if w.status != 0 { // half of an answer is there, so that the other half must not look whole
 		panic(http.ErrAbortHandler)
