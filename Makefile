@@ -24,23 +24,49 @@ envoy: ## Fetch the pinned Envoy binaries into .cache
 tools: envoy ## Build the S3 server, the ill network and the oracle of the tests into .cache
 	@e2e/fetch-tools
 
+.PHONY: proxies
+proxies: ## Install nginx and Caddy, which the tests put before the HTTP API
+	@e2e/fetch-proxies
+
 .PHONY: demo
-demo: build ## Show it: three tenants in S3 behind a real Envoy (DEMO_ONCE=1 ends it)
+demo: bin/demo ## Show it: three tenants in S3 behind a real Envoy, and a page (DEMO_ONCE=1 ends it)
+	@bin/demo -gatehouse $(BIN) -envoy .cache/envoy-1.40.0 -s3 .cache/versitygw-1.8.0
+
+.PHONY: bin/demo
+bin/demo: build
 	@e2e/fetch-envoy 1.40.0
 	@e2e/fetch-tools versitygw
 	@cd e2e && go build -o ../bin/demo ./demo
-	@bin/demo -gatehouse $(BIN) -envoy .cache/envoy-1.40.0 -s3 .cache/versitygw-1.8.0
 
 .PHONY: test
-test: lint unit e2e ## Lint, unit tests with the race detector, e2e with real Envoy and S3
+test: lint unit e2e js ## Lint, unit tests with the race detector, e2e with real Envoy and S3, the JavaScript
 
 .PHONY: unit
 unit: ## Unit tests, recorded vectors and fuzz seeds, with the race detector
 	go run $(GOTESTSUM) --format pkgname --rerun-fails=1 --rerun-fails-max-failures=2 --packages ./... -- -race -timeout 5m
 
 .PHONY: e2e
-e2e: build tools ## End-to-end tests with real Envoy and a real S3 server
+e2e: build tools proxies ## End-to-end tests with real Envoy, nginx, Caddy and a real S3 server
 	cd e2e && GATEHOUSE_BIN=$(CURDIR)/$(BIN) go run $(GOTESTSUM) --format testname -- -timeout 10m $$(cd $(CURDIR)/e2e && go list ./... | grep -v /faults)
+
+.PHONY: web-tools
+web-tools: ## Install Node, npm and Chromium from Debian's packages, where they are missing
+	@e2e/fetch-web
+
+%/node_modules/.package-lock.json: %/package.json %/package-lock.json
+	@e2e/fetch-web nodejs npm
+	cd $* && npm ci --ignore-scripts --no-audit --no-fund
+	@touch $@
+
+.PHONY: js
+js: build clients/js/node_modules/.package-lock.json e2e/clients/node_modules/.package-lock.json ## Lint, build and test clients/js, and OPA's JavaScript client against the binary
+	cd clients/js && npm test
+	cd e2e/clients && GATEHOUSE_BIN=$(CURDIR)/$(BIN) npm test
+
+.PHONY: web
+web: bin/demo web-tools e2e/web/node_modules/.package-lock.json ## Chromium at the demo's order desk (screenshots in e2e/web/screenshots)
+	@e2e/fetch-tools opa
+	cd e2e/web && GATEHOUSE_DEMO=$(CURDIR)/bin/demo GATEHOUSE_BIN=$(CURDIR)/$(BIN) GATEHOUSE_E2E_VERSITYGW=$(CURDIR)/.cache/versitygw-1.8.0 npm test
 
 # Some faults are held to times, generous ones, which a machine with others on it
 # can miss: a fault or two that fail are run once more, visibly.
@@ -59,7 +85,7 @@ lint: ## gofmt, vet and staticcheck
 .PHONY: bench
 bench: build ## CPU per check against an always-allow server, and Go benchmarks of the stages
 	cd e2e && go run ./bench -gatehouse $(CURDIR)/$(BIN)
-	go test -run '^$$' -bench . -benchmem ./policy ./tenants ./extauthz ./bundles
+	go test -run '^$$' -bench . -benchmem ./policy ./tenants ./extauthz ./decisionlog ./httpserve ./bundles
 
 .PHONY: fuzz
 fuzz: ## Fuzz each target for FUZZ (default 20s)

@@ -106,7 +106,10 @@ overrides:
 				"text": 403, "number": 403, "unsure": 403, "allowed-text": 403, "strange": 403,
 				"header-number": 403, "header-path": 403, "header-host": 403, "header-envoy": 403, "header-lines": 403,
 			} {
-				t.Run(name, func(t *testing.T) { n.denied(t, n.get(t, "open", "/"+name+"/a"), status) })
+				t.Run(name, func(t *testing.T) {
+					n.get(t, "strict", "/"+name+"/a") // loads it, for which a busy machine may need longer than the other listener gives
+					n.denied(t, n.get(t, "open", "/"+name+"/a"), status)
+				})
 			}
 		})
 		t.Run("tenants", func(t *testing.T) {

@@ -7,6 +7,12 @@
 // The load is 16 checks in flight on one connection, each with 14 headers or
 // more. The servers take turns, round by round, so that a disturbance of the
 // machine hits all. What each policy answers is verified before it is measured.
+// Servers with a decision log send it to a service of the bench; what delivering
+// takes after a round counts too.
+//
+// Batches and permission lists over HTTP follow, each kind of request in turn.
+//
+// With -tenants it measures what idle tenants take instead.
 //
 // With PEER naming a binary of opa-envoy-plugin, that is measured too: one process
 // for each policy, since it has one tenant.
@@ -20,6 +26,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -51,6 +59,8 @@ const concurrency = 16
 // contender is a server with one kind of request.
 type contender struct {
 	server, policy string
+	logged         bool
+	delivered      func() error // returns once the decisions of a round are delivered; nil: none are
 	pid            int
 	client         *traffic.Client
 	report         traffic.Report
@@ -66,6 +76,7 @@ func run(ctx context.Context, args []string, peer string, stdout io.Writer) erro
 	gatehouse := flags.String("gatehouse", os.Getenv("GATEHOUSE_BIN"), "`path` of the binary; empty: it is built")
 	rounds := flags.Int("rounds", 4, "rounds of each server")
 	round := flags.Duration("round", 2*time.Second, "how long one is")
+	tenants := flags.Int("tenants", 0, "how many idle `tenants` to measure instead")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -77,15 +88,26 @@ func run(ctx context.Context, args []string, peer string, stdout io.Writer) erro
 
 	b := &bench{dir: dir, round: *round}
 	defer b.stop()
+	if *gatehouse == "" {
+		if *gatehouse, err = stage.Build(ctx, dir, "../cmd/gatehouse"); err != nil {
+			return err
+		}
+	}
+	if *tenants > 0 {
+		return b.density(*gatehouse, *tenants, stdout)
+	}
+	b.sink()
 	if err := b.alwaysAllow(ctx); err != nil {
 		return err
 	}
-	if err := b.gatehouse(ctx, *gatehouse); err != nil {
-		return err
-	}
-	if peer != "" {
-		if err := b.peer(peer); err != nil {
+	for _, logged := range []bool{false, true} {
+		if err := b.gatehouse(*gatehouse, logged); err != nil {
 			return err
+		}
+		if peer != "" {
+			if err := b.peer(peer, logged); err != nil {
+				return err
+			}
 		}
 	}
 	for range *rounds {
@@ -96,7 +118,7 @@ func run(ctx context.Context, args []string, peer string, stdout io.Writer) erro
 		}
 	}
 	b.print(stdout, *rounds)
-	return nil
+	return b.http(ctx, *gatehouse, *rounds, stdout)
 }
 
 type bench struct {
@@ -104,6 +126,14 @@ type bench struct {
 	round      time.Duration
 	contenders []*contender
 	processes  []*stage.Process
+	logs       *httptest.Server // takes decisions
+}
+
+// sink starts the service that takes decisions, and looks at none.
+func (b *bench) sink() {
+	b.logs = httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body) // a body that breaks off is the server's trouble
+	}))
 }
 
 func (b *bench) stop() {
@@ -112,6 +142,9 @@ func (b *bench) stop() {
 	}
 	for _, p := range b.processes {
 		p.Stop()
+	}
+	if b.logs != nil {
+		b.logs.Close()
 	}
 }
 
@@ -135,18 +168,12 @@ func (b *bench) alwaysAllow(ctx context.Context) error {
 			return fmt.Errorf("always-allow server does not start: %s", p.Output())
 		}
 	}
-	return b.enter("always-allow", p, addr, trivial())
+	return b.enter(&contender{server: "always-allow"}, p, addr, trivial())
 }
 
 // gatehouse starts one gatehouse with a tenant for each policy.
-func (b *bench) gatehouse(ctx context.Context, binary string) error {
-	var err error
-	if binary == "" {
-		if binary, err = stage.Build(ctx, b.dir, "../cmd/gatehouse"); err != nil {
-			return err
-		}
-	}
-	tenants := filepath.Join(b.dir, "tenants")
+func (b *bench) gatehouse(binary string, logged bool) error {
+	tenants := filepath.Join(b.dir, fmt.Sprintf("tenants-%t", logged))
 	if err := os.Mkdir(tenants, 0o700); err != nil {
 		return err
 	}
@@ -155,8 +182,11 @@ func (b *bench) gatehouse(ctx context.Context, binary string) error {
 			return err
 		}
 	}
-	config := filepath.Join(b.dir, "gatehouse.yaml")
-	if err := os.WriteFile(config, []byte(stage.Listen), 0o600); err != nil {
+	config, text := tenants+".yaml", stage.Listen
+	if logged {
+		text += fmt.Sprintf(logging, b.logs.URL)
+	}
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return err
 	}
 	g, err := stage.StartGatehouse(binary, "-c", config, tenants)
@@ -171,17 +201,60 @@ func (b *bench) gatehouse(ctx context.Context, binary string) error {
 		if c.denied != nil {
 			traffic.Name(c.denied, tenantOf(i))
 		}
-		if err := b.enter("gatehouse", g.Process, g.GRPC, c); err != nil {
+		contender := &contender{server: "gatehouse", logged: logged}
+		if logged {
+			contender.delivered = func() error { return delivered(g) }
+		}
+		if err := b.enter(contender, g.Process, g.GRPC, c); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// logging is the configuration of a server that logs its decisions.
+const logging = `
+opa:
+  services: {logs: {url: "%s"}}
+  decision_logs: {service: logs, reporting: {min_delay_seconds: 1, max_delay_seconds: 1, upload_size_limit_bytes: 1048576, buffer_size_limit_bytes: 268435456}}
+`
+
+// maxDelivery bounds the wait for decisions to be delivered.
+const maxDelivery = 30 * time.Second
+
+// delivered returns once gatehouse has delivered all decisions. None may be
+// dropped: it would have cost less.
+func delivered(g *stage.Gatehouse) error {
+	for begun := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+		buffered, err := g.Metric("gatehouse_decision_log_buffered_events")
+		if err != nil {
+			return err
+		}
+		if buffered == 0 {
+			break
+		}
+		if time.Since(begun) > maxDelivery {
+			return fmt.Errorf("%.0f decisions are not delivered after %s", buffered, maxDelivery)
+		}
+	}
+	dropped, err := g.Metric(`gatehouse_decision_log_events_total{state="dropped"}`)
+	if err == nil && dropped > 0 {
+		err = fmt.Errorf("%.0f decisions were dropped", dropped)
+	}
+	return err
+}
+
 func tenantOf(i int) string { return fmt.Sprintf("tenant-%d", i) }
 
 // peer starts one opa-envoy-plugin for each policy.
-func (b *bench) peer(binary string) error {
+func (b *bench) peer(binary string, logged bool) error {
+	config, text := filepath.Join(b.dir, fmt.Sprintf("peer-%t.yaml", logged)), "{}"
+	if logged {
+		text = strings.ReplaceAll(fmt.Sprintf(strings.Replace(logging, "opa:\n", "", 1), b.logs.URL), "\n  ", "\n")
+	}
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		return err
+	}
 	for i, c := range cases() {
 		bundle := filepath.Join(b.dir, tenantOf(i)+"-peer.tar.gz")
 		if err := os.WriteFile(bundle, stage.Bundle(c.files), 0o600); err != nil {
@@ -195,7 +268,7 @@ func (b *bench) peer(binary string) error {
 		l.Close()
 		p, err := stage.Start("peer", exec.Command(binary, "run", "--server", "--addr=127.0.0.1:0", "--disable-telemetry", "--log-level=error",
 			"--set=plugins.envoy_ext_authz_grpc.addr="+addr, "--set=plugins.envoy_ext_authz_grpc.path=envoy/authz/allow",
-			"--bundle", bundle))
+			"--config-file", config, "--bundle", bundle))
 		if err != nil {
 			return err
 		}
@@ -210,7 +283,11 @@ func (b *bench) peer(binary string) error {
 				return fmt.Errorf("peer does not start: %s", p.Output())
 			}
 		}
-		if err := b.enter("peer", p, addr, c); err != nil {
+		contender := &contender{server: "peer", logged: logged}
+		if logged {
+			contender.delivered = func() error { time.Sleep(3 * time.Second); return nil } // it does not tell
+		}
+		if err := b.enter(contender, p, addr, c); err != nil {
 			return err
 		}
 	}
@@ -218,12 +295,14 @@ func (b *bench) peer(binary string) error {
 }
 
 // enter verifies what a server answers, and has it measured.
-func (b *bench) enter(server string, p *stage.Process, addr string, c policyCase) error {
+func (b *bench) enter(entry *contender, p *stage.Process, addr string, c policyCase) error {
+	server := entry.server
 	client, err := traffic.New(traffic.Config{Target: addr, Requests: c.requests, Concurrency: concurrency, Duration: b.round})
 	if err != nil {
 		return err
 	}
-	b.contenders = append(b.contenders, &contender{server: server, policy: c.name, pid: p.Pid(), client: client})
+	entry.policy, entry.pid, entry.client = c.name, p.Pid(), client
+	b.contenders = append(b.contenders, entry)
 
 	verify := func(req *authv3.CheckRequest, want bool) error {
 		resp, err := client.Check(context.Background(), req)
@@ -250,6 +329,11 @@ func (b *bench) measure(ctx context.Context, c *contender) error {
 		return err
 	}
 	report := c.client.Run(ctx)
+	if c.delivered != nil {
+		if err := c.delivered(); err != nil {
+			return fmt.Errorf("%s, %s: %w", c.server, c.policy, err)
+		}
+	}
 	after, err := traffic.CPUTime(c.pid)
 	if err != nil {
 		return err
@@ -269,11 +353,11 @@ func (b *bench) measure(ctx context.Context, c *contender) error {
 func (b *bench) print(stdout io.Writer, rounds int) {
 	var text bytes.Buffer
 	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "server\tpolicy\tCPU µs/check\t× always-allow\tchecks/s\tp50 µs\tp99 µs\tRSS MiB\t")
+	fmt.Fprintln(w, "server\tpolicy\tlog\tCPU µs/check\t× always-allow\tchecks/s\tp50 µs\tp99 µs\tRSS MiB\t")
 	base := b.contenders[0].cost()
 	for _, c := range b.contenders {
 		l := &c.report.Latency
-		fmt.Fprintf(w, "%s\t%s\t%.1f\t%.2f\t%.0f\t%d\t%d\t%.0f\t\n", c.server, c.policy,
+		fmt.Fprintf(w, "%s\t%s\t%s\t%.1f\t%.2f\t%.0f\t%d\t%d\t%.0f\t\n", c.server, c.policy, map[bool]string{true: "on", false: "off"}[c.logged],
 			float64(c.cost().Nanoseconds())/1e3, float64(c.cost())/float64(base), c.report.PerSecond(),
 			l.Quantile(0.5).Microseconds(), l.Quantile(0.99).Microseconds(), float64(c.rss)/(1<<20))
 	}

@@ -1,15 +1,17 @@
 // Command demo shows gatehouse at work: three tenants, an Envoy with a route for
 // each, a backend that echoes. It sends requests, prints what comes of them,
-// changes a policy while all run, and stays up until it is interrupted.
+// changes a policy while all run, opens the order desk of deploy/demo/web behind
+// an Envoy of its own, and stays up until it is interrupted.
 //
-//	go run ./demo -envoy PATH [-s3 PATH] [-gatehouse PATH] [-port 10000]
+//	go run ./demo -envoy PATH [-s3 PATH] [-gatehouse PATH] [-port 10000] [-desk 10080]
 //
 // With -s3, which names a versitygw, the tenants' bundles are in a bucket of an S3
-// server on this machine, and the change is an upload; without it they are in a
+// server on this machine, and a change is an upload; without it they are in a
 // directory.
 //
-// The Envoy is the one of deploy/envoy/envoy.yaml, with other ports; the tenants
-// are those of deploy/demo, copied, so that the change does not touch them.
+// The Envoys are those of deploy/envoy/envoy.yaml and deploy/demo/web/envoy.yaml,
+// with other ports, and gatehouse has deploy/demo/web/gatehouse.yaml; the tenants
+// are those of deploy/demo, copied, so that no change touches them.
 //
 // With DEMO_ONCE=1 it ends when all is shown. Exit status: 0; 1 when an answer is
 // not the one that it should be; 2 on bad usage.
@@ -17,18 +19,13 @@ package main
 
 import (
 	"context"
-	"crypto/hmac"
-	"crypto/sha256"
-	"encoding/base64"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -53,89 +50,32 @@ func main() {
 
 var errUsage = errors.New("bad usage")
 
+// options are the flags.
+type options struct {
+	envoy, gatehouse, s3 string // paths of binaries
+	port, desk           int    // where the Envoys listen on loopback
+}
+
 func run(ctx context.Context, args []string, once bool, stdout io.Writer) error {
+	var o options
 	flags := flag.NewFlagSet("demo", flag.ContinueOnError)
-	envoyBinary := flags.String("envoy", os.Getenv("GATEHOUSE_E2E_ENVOY_1_40"), "`path` of the Envoy binary; empty: the one that fetch-envoy left")
-	gatehouseBinary := flags.String("gatehouse", os.Getenv("GATEHOUSE_BIN"), "`path` of the gatehouse binary; empty: it is built")
-	s3Binary := flags.String("s3", "", "`path` of the versitygw binary; empty: bundles come from a directory")
-	port := flags.Int("port", 10000, "where Envoy listens on loopback; 0, or one that is taken: any")
+	flags.StringVar(&o.envoy, "envoy", os.Getenv("GATEHOUSE_E2E_ENVOY_1_40"), "`path` of the Envoy binary; empty: the one that fetch-envoy left")
+	flags.StringVar(&o.gatehouse, "gatehouse", os.Getenv("GATEHOUSE_BIN"), "`path` of the gatehouse binary; empty: it is built")
+	flags.StringVar(&o.s3, "s3", "", "`path` of the versitygw binary; empty: bundles come from a directory")
+	flags.IntVar(&o.port, "port", 10000, "where Envoy listens on loopback; 0, or one that is taken: any")
+	flags.IntVar(&o.desk, "desk", 10080, "where the order desk is, likewise")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return err
 	} else if err != nil || flags.NArg() > 0 {
 		return errUsage
 	}
-	module, err := stage.Module()
+	s, err := build(ctx, o)
 	if err != nil {
 		return err
 	}
-	root := filepath.Dir(module)
-	if *envoyBinary == "" {
-		*envoyBinary = filepath.Join(root, ".cache", "envoy-1.40.0")
-	}
-	if _, err := os.Stat(*envoyBinary); err != nil {
-		return fmt.Errorf("no Envoy, run e2e/fetch-envoy first: %w", err)
-	}
-	dir, err := os.MkdirTemp("", "gatehouse-demo-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	if *gatehouseBinary == "" {
-		if *gatehouseBinary, err = stage.Build(ctx, dir, "../cmd/gatehouse"); err != nil {
-			return err
-		}
-	}
+	defer s.Stop()
 
-	// The backend, gatehouse with the tenants, Envoy before both.
-	echo, err := stage.StartEcho()
-	if err != nil {
-		return err
-	}
-	defer echo.Close()
-	tenants := filepath.Join(dir, "tenants")
-	if err := os.CopyFS(tenants, os.DirFS(filepath.Join(root, "deploy", "demo"))); err != nil {
-		return err
-	}
-	config := filepath.Join(dir, "gatehouse.yaml")
-	text, args := stage.Listen, []string{"-c", config}
-	var env []string
-	var shelf *shelf
-	if *s3Binary == "" {
-		args = append(args, tenants)
-	} else {
-		if shelf, err = newShelf(*s3Binary, dir, tenants); err != nil {
-			return err
-		}
-		defer shelf.Stop()
-		text += shelf.config()
-		env = shelf.Root.Environment()
-	}
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		return err
-	}
-	gatehouse, err := stage.StartGatehouseIn(env, *gatehouseBinary, args...)
-	if err != nil {
-		return err
-	}
-	defer gatehouse.Stop()
-	example, err := os.ReadFile(filepath.Join(root, "deploy", "envoy", "envoy.yaml"))
-	if err != nil {
-		return err
-	}
-	example, err = stage.Readdress(example, map[string]string{
-		"127.0.0.1:10000": free(*port), "127.0.0.1:9901": "127.0.0.1:0",
-		"127.0.0.1:9191": gatehouse.GRPC, "127.0.0.1:8080": echo.Addr,
-	})
-	if err != nil {
-		return err
-	}
-	envoy, err := stage.StartEnvoy(*envoyBinary, dir, example)
-	if err != nil {
-		return err
-	}
-	defer envoy.Kill()
-
-	d := &demo{out: stdout, addr: envoy.Listeners["main"], tenants: tenants, shelf: shelf}
+	d := &demo{out: stdout, addr: s.envoy.Listeners["main"], desk: s.DeskURL(), teams: s.teams}
 	d.show(ctx)
 	if ctx.Err() != nil {
 		return nil
@@ -147,6 +87,7 @@ func run(ctx context.Context, args []string, once bool, stdout io.Writer) error 
 		return nil
 	}
 	fmt.Fprintf(stdout, `
+The order desk is at %[5]s, a page that shows what its user may do.
 Envoy listens on http://%[1]s and gatehouse tells of its tenants on http://%[2]s/tenants:
 
   curl -i http://%[1]s/orders/42 -H 'x-user: alice'
@@ -156,35 +97,26 @@ Envoy listens on http://%[1]s and gatehouse tells of its tenants on http://%[2]s
 
 %[3]s
 and ask again. Interrupt to end.
-`, d.addr, gatehouse.Admin, d.change(), token("carol", 500))
+`, d.addr, s.gatehouse.Admin, s.teams.change("orders"), token("carol", 500), d.desk)
 	select {
 	case <-ctx.Done():
 		return nil
-	case <-gatehouse.Done():
-		return fmt.Errorf("gatehouse ended: %s", gatehouse.Output())
-	case <-envoy.Done():
-		return fmt.Errorf("the Envoy ended: %s", envoy.Output())
+	case <-s.gatehouse.Done():
+		return fmt.Errorf("gatehouse ended: %s", s.gatehouse.Output())
+	case <-s.envoy.Done():
+		return fmt.Errorf("the Envoy ended: %s", s.envoy.Output())
+	case <-s.web.Done():
+		return fmt.Errorf("the Envoy of the order desk ended: %s", s.web.Output())
 	}
-}
-
-// free returns a loopback address with the port, or with none if it is taken.
-func free(port int) string {
-	addr := fmt.Sprintf("127.0.0.1:%d", port)
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		return "127.0.0.1:0"
-	}
-	l.Close()
-	return addr
 }
 
 // demo shows requests and what comes of them.
 type demo struct {
-	out     io.Writer
-	addr    string // of Envoy
-	tenants string // the folder
-	shelf   *shelf // nil: gatehouse reads the folder
-	wrong   int    // answers
+	out   io.Writer
+	addr  string // of Envoy
+	desk  string // URL of the order desk
+	teams *teams
+	wrong int // answers
 }
 
 // ask is a request, and what should come of it.
@@ -202,7 +134,7 @@ type ask struct {
 
 func (d *demo) show(ctx context.Context) {
 	d.say("Three tenants, three policies, one gatehouse. Envoy asks it about each request.")
-	if d.shelf != nil {
+	if d.teams.shelf != nil {
 		d.say("Their bundles are in an S3 bucket, and each is loaded when its tenant is asked for the first time.")
 	}
 	d.say("")
@@ -231,54 +163,65 @@ func (d *demo) show(ctx context.Context) {
 	d.do(ask{method: "DELETE", path: "/storefront/", status: 405, answer: []string{"allow: GET, HEAD"}, why: "not even managers of orders"})
 
 	d.say("\nA new version of a policy is picked up live: bob becomes a manager.")
-	if err := d.promote(); err != nil {
+	d.change(ctx, bob, true)
+	d.say("\nAnd no longer is one.")
+	d.change(ctx, bob, false)
+
+	d.say("\nThe order desk, a page for both teams, asks what its user may do (deploy/demo/web).")
+	d.list("bob", "orders", `{"order":["create","list","ship"]}`)
+}
+
+// change makes bob a manager, or ends that, and shows what comes of his request.
+func (d *demo) change(ctx context.Context, bob ask, manager bool) {
+	bob.status, bob.text = http.StatusForbidden, "your roles do not cover this"
+	if manager {
+		bob.status, bob.text = http.StatusOK, ""
+	}
+	if err := d.teams.grant("orders", "bob", "manager", manager); err != nil {
 		d.say("  %s", err)
 		d.wrong++
 		return
 	}
 	begun := time.Now()
 	for ctx.Err() == nil && time.Since(begun) < 20*time.Second {
-		if resp, err := stage.Do(d.addr, request(bob)); err != nil || resp.Status == http.StatusOK {
+		if resp, err := stage.Do(d.addr, request(bob)); err != nil || resp.Status == bob.status {
 			break
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	bob.status, bob.text = 200, ""
 	what := "data.json of orders changed"
-	if d.shelf != nil {
+	if d.teams.shelf != nil {
 		what = "the bundle of orders was uploaded"
 	}
 	bob.why = fmt.Sprintf("%.1f s after %s", time.Since(begun).Seconds(), what)
 	d.do(bob)
 }
 
-// promote gives bob the role of a manager.
-func (d *demo) promote() error {
-	file := filepath.Join(d.tenants, "orders", "data.json")
-	text, err := os.ReadFile(file)
+// list logs a user in at the order desk, and shows the permission list that a
+// team's policy gives.
+func (d *demo) list(user, team, want string) {
+	addr := strings.TrimPrefix(d.desk, "http://")
+	path := "/t/" + team + "/v1/me/permissions"
+	login := stage.Request{Method: "POST", Path: "/session", Headers: []string{"content-type: application/json"}, Body: fmt.Sprintf(`{"user": %q}`, user)}
+	d.say("\n  POST %s\n  %s", login.Path, login.Body)
+	resp, err := stage.Do(addr, login)
+	if err == nil {
+		d.say("    → %d %s", resp.Status, http.StatusText(resp.Status))
+		cookie, _, _ := strings.Cut(resp.Header.Get("Set-Cookie"), ";")
+		d.say("\n  GET %s\n  %s", path, short("cookie: "+cookie))
+		resp, err = stage.Do(addr, stage.Request{Path: path, Headers: []string{"cookie: " + cookie}})
+	}
 	if err != nil {
-		return err
+		d.wrong++
+		d.say("    → %s", err)
+		return
 	}
-	changed := strings.Replace(string(text), `"bob": {"roles": ["clerk"]}`, `"bob": {"roles": ["clerk", "manager"]}`, 1)
-	if changed == string(text) {
-		return errors.New("bob is not in data.json of orders as he should be")
+	d.say("    → %d %s", resp.Status, http.StatusText(resp.Status))
+	d.say("      client got %s", strings.TrimSpace(resp.Body))
+	if resp.Status != http.StatusOK || !strings.Contains(resp.Body, `"permissions":`+want) {
+		d.wrong++
+		d.say("      WRONG: the permissions should be %s", want)
 	}
-	next := filepath.Join(d.tenants, ".data.json")
-	if err := os.WriteFile(next, []byte(changed), 0o600); err != nil {
-		return err
-	}
-	if err := os.Rename(next, file); err != nil || d.shelf == nil {
-		return err
-	}
-	return d.shelf.upload("orders")
-}
-
-// change says how to change a policy.
-func (d *demo) change() string {
-	if d.shelf == nil {
-		return "Change a policy in " + d.tenants
-	}
-	return d.shelf.change("orders")
 }
 
 func (d *demo) say(format string, args ...any) { fmt.Fprintf(d.out, format+"\n", args...) }
@@ -345,13 +288,7 @@ func short(h string) string {
 	return h
 }
 
-// token signs a token of payments with the secret of its data.
+// token returns a token of payments.
 func token(user string, limit int) string {
-	const secret = "a secret of the demo: use a key of your own, or a JWKS"
-	encode := func(s string) string { return base64.RawURLEncoding.EncodeToString([]byte(s)) }
-	text := encode(`{"alg":"HS256","typ":"JWT"}`) + "." +
-		encode(fmt.Sprintf(`{"sub":%q,"limit":%d,"aud":"payments","exp":%d}`, user, limit, time.Now().Add(time.Hour).Unix()))
-	mac := hmac.New(sha256.New, []byte(secret))
-	mac.Write([]byte(text))
-	return text + "." + encode(string(mac.Sum(nil)))
+	return sign(map[string]any{"sub": user, "limit": limit, "aud": "payments", "exp": time.Now().Add(time.Hour).Unix()})
 }

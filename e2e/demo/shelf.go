@@ -78,7 +78,7 @@ opa:
     policy:
       service: s3
       resource: "{{ .tenant }}.tar.gz"
-      polling: {min_delay_seconds: 1, max_delay_seconds: 2}
+      polling: {min_delay_seconds: 1, max_delay_seconds: 1}
 `, s.URL, bucket)
 }
 
