@@ -84,7 +84,7 @@ lint: ## gofmt, vet and staticcheck
 
 .PHONY: bench
 bench: build ## CPU per check against an always-allow server, and Go benchmarks of the stages
-	cd e2e && go run ./bench -gatehouse $(CURDIR)/$(BIN)
+	cd e2e && go run ./bench -gatehouse $(CURDIR)/$(BIN) && go run ./bench -gatehouse $(CURDIR)/$(BIN) -tenants 1000
 	go test -run '^$$' -bench . -benchmem ./policy ./tenants ./extauthz ./decisionlog ./httpserve ./bundles
 
 .PHONY: fuzz
