@@ -281,7 +281,7 @@ func (h *HTTP) get(ctx, patience context.Context, u *url.URL, name string, have 
 		// Read a short error page, so that the connection can be used again.
 		io.Copy(io.Discard, resp.Body)
 	}
-	status := &StatusError{Code: resp.StatusCode, Reason: reason, RetryAfter: retryAfter(resp.Header.Get("Retry-After"))}
+	status := &StatusError{Code: resp.StatusCode, Reason: reason, RetryAfter: RetryAfter(resp.Header.Get("Retry-After"))}
 	switch resp.StatusCode {
 	case http.StatusOK:
 	case http.StatusNotModified:
@@ -442,8 +442,9 @@ func withoutURL(err error) error {
 	return err
 }
 
-// retryAfter reads a Retry-After header, in seconds or as a date.
-func retryAfter(value string) time.Duration {
+// RetryAfter reads a Retry-After header, in seconds or as a date: at most ten
+// minutes, and zero where it is none.
+func RetryAfter(value string) time.Duration {
 	var d time.Duration
 	if seconds, err := strconv.ParseInt(value, 10, 64); err == nil {
 		d = time.Duration(min(max(seconds, 0), int64(maxRetryAfter/time.Second))) * time.Second

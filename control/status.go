@@ -69,7 +69,9 @@ func (s *Status) Send(ctx context.Context, message []byte) error {
 	defer resp.Body.Close()
 	_, _ = io.CopyN(io.Discard, resp.Body, maxStatusAnswer) // so that the connection is used again
 	if resp.StatusCode/100 != 2 {
-		return fmt.Errorf("status: %w", &bundles.StatusError{Code: resp.StatusCode})
+		return fmt.Errorf("status: %w", &bundles.StatusError{
+			Code: resp.StatusCode, RetryAfter: bundles.RetryAfter(resp.Header.Get("Retry-After")),
+		})
 	}
 	return nil
 }
