@@ -27,7 +27,7 @@ func TestParseTrace(t *testing.T) {
 		"cc-" + traceID + "-" + spanID + "-01-what the future will be like",
 	}
 	for _, value := range valid {
-		if trace, span := parseTrace(value); trace != traceID || span != spanID {
+		if trace, span := tenants.ParseTrace(value); trace != traceID || span != spanID {
 			t.Errorf("%q: got %q, %q", value, trace, span)
 		}
 	}
@@ -52,7 +52,7 @@ func TestParseTrace(t *testing.T) {
 		strings.Repeat("-", len(parent)),
 	}
 	for _, value := range invalid {
-		if trace, span := parseTrace(value); trace != "" || span != "" {
+		if trace, span := tenants.ParseTrace(value); trace != "" || span != "" {
 			t.Errorf("%q: got %q, %q, want nothing", value, trace, span)
 		}
 	}

@@ -75,14 +75,19 @@ func (s *Server) data(w http.ResponseWriter, r *request) error {
 
 // question returns a question about an entry point of the tenant's own settings.
 func (r *request) question(entry string, input tenants.Input) tenants.Question {
-	q := tenants.Question{
-		DecisionID: tenants.NewDecisionID(), Entry: entry, Own: true, Value: true, Input: input,
-		RequestID: r.id, RequestedBy: r.RemoteAddr,
-	}
+	q := r.asked()
+	q.DecisionID, q.Entry, q.Own, q.Value, q.Input = tenants.NewDecisionID(), entry, true, true, input
+	return q
+}
+
+// asked is what the questions of a request have in common: what is recorded of who
+// asks.
+func (r *request) asked() tenants.Question {
+	q := tenants.Question{RequestID: r.id, RequestedBy: r.RemoteAddr}
 	if r.Caller != nil && r.Caller.Subject != "" {
 		q.RequestedBy = r.Caller.Subject
 	}
-	q.TraceID, q.SpanID = traceOf(r.Header)
+	q.TraceID, q.SpanID = tenants.ParseTrace(r.Header.Get("Traceparent"))
 	return q
 }
 

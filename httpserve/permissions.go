@@ -419,7 +419,9 @@ func (r *request) identity() CheckedRequest {
 
 // question returns a question about who.
 func (w *who) question() tenants.Question {
-	return tenants.Question{DecisionID: tenants.NewDecisionID(), RequestedBy: w.by, RequestID: w.request, TraceID: w.trace, SpanID: w.span}
+	q := w.asked
+	q.DecisionID = tenants.NewDecisionID()
+	return q
 }
 
 // gzipped compresses a body.

@@ -110,10 +110,7 @@ type who struct {
 	caller   *Caller
 	identity CheckedRequest
 
-	// What is recorded of questions about it.
-	by          string
-	request     uint64
-	trace, span string
+	asked tenants.Question // what its questions have in common
 }
 
 // Estimates of what is remembered beside bodies, in bytes.
@@ -157,12 +154,7 @@ func newLists(c *Config) *lists {
 
 // whoOf returns who asks.
 func whoOf(r *request) *who {
-	w := &who{tenant: r.Tenant, caller: r.Caller, identity: r.identity(), by: r.RemoteAddr, request: r.id}
-	if r.Caller.Subject != "" {
-		w.by = r.Caller.Subject
-	}
-	w.trace, w.span = traceOf(r.Header)
-	return w
+	return &who{tenant: r.Tenant, caller: r.Caller, identity: r.identity(), asked: r.asked()}
 }
 
 // keyOf returns the name of who's list, and what who takes in memory.

@@ -82,18 +82,3 @@ func timeoutOf(h http.Header) time.Duration {
 	}
 	return d
 }
-
-// traceOf returns the IDs of the trace and span that a request is part of (W3C
-// Trace Context, section 3.2).
-func traceOf(h http.Header) (trace, span string) {
-	parts := strings.Split(h.Get("Traceparent"), "-")
-	if len(parts) < 4 || len(parts[0]) != 2 || !isHex(parts[1], 32) || !isHex(parts[2], 16) {
-		return "", ""
-	}
-	return parts[1], parts[2]
-}
-
-// isHex reports whether s is n lower-case hexadecimal digits, not all 0.
-func isHex(s string, n int) bool {
-	return len(s) == n && strings.Trim(s, "0123456789abcdef") == "" && strings.Trim(s, "0") != ""
-}
