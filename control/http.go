@@ -2,7 +2,6 @@ package control
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -164,27 +163,4 @@ func (r *reader) packageIn(o object) string {
 		r.fault(o.at("package"), "%s", err)
 	}
 	return path
-}
-
-// objects reads a list of mappings.
-func (o *object) objects(key string) []object {
-	v := o.value(key)
-	if v == nil {
-		return nil
-	}
-	list, ok := v.([]any)
-	if !ok {
-		o.r.fault(o.at(key), "is not a list")
-		return nil
-	}
-	objects := make([]object, len(list))
-	for i, v := range list {
-		at := fmt.Sprintf("%s[%d]", o.at(key), i)
-		m, ok := v.(map[string]any)
-		if !ok {
-			o.r.fault(at, "is not a mapping")
-		}
-		objects[i] = o.r.object(at, maps.Clone(m))
-	}
-	return objects
 }

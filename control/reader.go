@@ -105,18 +105,25 @@ func (o *object) bool(key string) bool {
 	return false
 }
 
-// number reads a number that is not negative.
-func (o *object) number(key string, def float64) float64 {
-	var n float64
+// float returns the number at key. It is false where there is none, and faults
+// what is not a number, of what stands in unit.
+func (o *object) float(key, unit string) (n float64, ok bool) {
 	switch v := o.value(key).(type) {
 	case nil:
-		return def
+		return 0, false
 	case int:
-		n = float64(v)
+		return float64(v), true
 	case float64:
-		n = v
-	default:
-		o.r.fault(o.at(key), "is not a number")
+		return v, true
+	}
+	o.r.fault(o.at(key), "is not a number%s", unit)
+	return 0, false
+}
+
+// number reads a number that is not negative.
+func (o *object) number(key string, def float64) float64 {
+	n, ok := o.float(key, "")
+	if !ok {
 		return def
 	}
 	if n < 0 {
@@ -140,16 +147,8 @@ func (o *object) count(key string, def, least, most int64) int64 {
 
 // seconds reads a number of seconds, which may be a fraction.
 func (o *object) seconds(key string, def time.Duration) time.Duration {
-	var s float64
-	switch v := o.value(key).(type) {
-	case nil:
-		return def
-	case int:
-		s = float64(v)
-	case float64:
-		s = v
-	default:
-		o.r.fault(o.at(key), "is not a number of seconds")
+	s, ok := o.float(key, " of seconds")
+	if !ok {
 		return def
 	}
 	const year = 365 * 24 * 3600
@@ -170,22 +169,39 @@ func (o *object) strings(key string) map[string]string {
 	return m
 }
 
+// items returns the list at key; nil where there is none.
+func (o *object) items(key string) []any {
+	v := o.value(key)
+	list, ok := v.([]any)
+	if v != nil && !ok {
+		o.r.fault(o.at(key), "is not a list")
+	}
+	return list
+}
+
 // list reads a list of strings.
 func (o *object) list(key string) []string {
-	v := o.value(key)
-	if v == nil {
-		return nil
-	}
-	list, ok := v.([]any)
-	if !ok {
-		o.r.fault(o.at(key), "is not a list")
-		return nil
-	}
-	strs := make([]string, len(list))
-	for i, v := range list {
-		if strs[i], ok = v.(string); !ok {
+	var strs []string
+	for i, v := range o.items(key) {
+		s, ok := v.(string)
+		if !ok {
 			o.r.fault(fmt.Sprintf("%s[%d]", o.at(key), i), "is not a string")
 		}
+		strs = append(strs, s)
 	}
 	return strs
+}
+
+// objects reads a list of mappings.
+func (o *object) objects(key string) []object {
+	var objects []object
+	for i, v := range o.items(key) {
+		at := fmt.Sprintf("%s[%d]", o.at(key), i)
+		m, ok := v.(map[string]any)
+		if !ok {
+			o.r.fault(at, "is not a mapping")
+		}
+		objects = append(objects, o.r.object(at, maps.Clone(m)))
+	}
+	return objects
 }
