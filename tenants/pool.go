@@ -664,9 +664,7 @@ func (p *Pool) confirm(users []*instance) {
 // turned has the users of a feed report that it fails, or no more does.
 func (p *Pool) turned(users []*instance) {
 	for _, in := range users {
-		in.mu.Lock()
-		in.reporter.changed()
-		in.mu.Unlock()
+		in.reportSoon()
 	}
 }
 

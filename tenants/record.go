@@ -173,7 +173,7 @@ func (p *Pool) openLog(in *instance) {
 	settings.Tenant = string(in.id)
 	settings.Labels = p.labelsOf(in.id, in.settings)
 	settings.FilterTime = min(in.limits.EvaluationTime, maxFilterTime)
-	settings.Turned = in.logTurned
+	settings.Turned = in.reportSoon
 	in.log.Store(p.cfg.Logs.Open(settings))
 }
 

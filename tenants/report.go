@@ -20,9 +20,9 @@ import (
 
 // Times of status reports.
 const (
-	// reportSoon is within what a change is reported: many changes at once are
+	// reportWithin is within what a change is reported: many changes at once are
 	// one report.
-	reportSoon = time.Second
+	reportWithin = time.Second
 	// reportMin and reportMax are what lies between two reports of a tenant of
 	// which nothing changes.
 	reportMin, reportMax = 60 * time.Second, 120 * time.Second
@@ -210,9 +210,8 @@ func discoveryOf(settings *Settings, f *feed, from content, st *status) *bundleR
 	return b
 }
 
-// logTurned has the status sent after the decision log began to fail, or does no
-// more.
-func (in *instance) logTurned() {
+// reportSoon has the status sent soon.
+func (in *instance) reportSoon() {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.reporter.changed()
@@ -250,7 +249,7 @@ func (p *Pool) newReporter(in *instance, sink *control.Status) *reporter {
 // changed has the status sent soon.
 func (r *reporter) changed() {
 	if r != nil && !r.sink.Manual {
-		r.task.At(time.Now().Add(rand.N(reportSoon)))
+		r.task.At(time.Now().Add(rand.N(reportWithin)))
 	}
 }
 
