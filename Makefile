@@ -6,6 +6,9 @@ GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@latest
 BIN  := bin/gatehouse
 FUZZ ?= 20s
 
+# The version is that of the commit, or what VERSION says.
+GO_BUILD = CGO_ENABLED=0 go build -trimpath -buildvcs=auto -ldflags='-s -w$(if $(VERSION), -X main.release=$(VERSION))'
+
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -14,7 +17,7 @@ help: ## Say what can be made
 
 .PHONY: build
 build: ## Build bin/gatehouse
-	CGO_ENABLED=0 go build -trimpath -o $(BIN) ./cmd/gatehouse
+	$(GO_BUILD) -o $(BIN) ./cmd/gatehouse
 
 .PHONY: envoy
 envoy: ## Fetch the pinned Envoy binaries into .cache
@@ -38,6 +41,49 @@ bin/demo: build
 	@e2e/fetch-tools versitygw
 	@cd e2e && go build -o ../bin/demo ./demo
 
+# The image holds the static binary, certificates and the name of a user; the same
+# sources give the same bytes.
+IMAGES     ?= bin/image
+IMAGE      ?= gatehouse:dev
+PLATFORMS  ?= amd64 arm64
+
+.PHONY: image
+image: $(PLATFORMS:%=$(IMAGES)/gatehouse-linux-%) ## Build the image for amd64 and arm64: bin/image/gatehouse-ARCH.tar for "docker load"
+	cd e2e && go run ./image -out $(abspath $(IMAGES)) -name $(IMAGE) $(if $(VERSION),-version $(VERSION)) $(abspath $^)
+
+.PHONY: $(PLATFORMS:%=$(IMAGES)/gatehouse-linux-%)
+$(PLATFORMS:%=$(IMAGES)/gatehouse-linux-%):
+	GOARCH=$(@:$(IMAGES)/gatehouse-linux-%=%) GOOS=linux $(GO_BUILD) -o $@ ./cmd/gatehouse
+
+.PHONY: image-e2e
+image-e2e: image sbom ## Hold the image to its format, build it twice and compare, read the list of its modules
+	cd e2e && GATEHOUSE_IMAGES=$(abspath $(IMAGES)) go run $(GOTESTSUM) --format testname -- -count=1 -timeout 15m ./image
+
+.PHONY: compose
+compose: compose-images ## Run the demo of deploy/compose, with the Docker engine that is there
+	docker load --quiet --input $(IMAGES)/gatehouse-$$(go env GOARCH).tar
+	docker load --quiet --input $(IMAGES)/gatehouse-demo.tar
+	docker compose --file deploy/compose/compose.yaml up --detach --wait
+	@echo "The order desk is at http://localhost:10080, traces at http://localhost:16686, metrics at http://localhost:9090."
+	@echo "End it with: docker compose --file deploy/compose/compose.yaml down"
+
+.PHONY: compose-images
+compose-images: $(IMAGES)/gatehouse-linux-$(shell go env GOARCH)
+	cd e2e && CGO_ENABLED=0 GOOS=linux go build -trimpath -buildvcs=auto -ldflags='-s -w' -o $(abspath $(IMAGES))/demo ./demo
+	cd e2e && go run ./image -out $(abspath $(IMAGES)) -name $(IMAGE) -demo $(abspath $(IMAGES))/demo -root $(CURDIR) $(abspath $<)
+
+.PHONY: compose-e2e
+compose-e2e: compose-images ## Run the demo of deploy/compose in a Docker engine of its own, and test it from outside (as root)
+	@e2e/fetch-docker
+	@e2e/fetch-envoy 1.40.0
+	@e2e/fetch-tools versitygw otelcol prometheus jaeger docker-compose
+	cd e2e && GATEHOUSE_IMAGES=$(abspath $(IMAGES)) go run $(GOTESTSUM) --format standard-verbose -- -count=1 -timeout 10m ./compose
+
+.PHONY: sbom
+sbom: build ## Say of which modules bin/gatehouse is made: bin/gatehouse.cdx.json (CycloneDX)
+	@e2e/fetch-tools cyclonedx-gomod
+	.cache/cyclonedx-gomod-1.10.0 bin -json -std -noserial -notimestamp -output bin/gatehouse.cdx.json $(BIN)
+
 .PHONY: test
 test: lint unit e2e js ## Lint, unit tests with the race detector, e2e with real Envoy and S3, the JavaScript
 
@@ -47,7 +93,7 @@ unit: ## Unit tests, recorded vectors and fuzz seeds, with the race detector
 
 .PHONY: e2e
 e2e: build tools proxies ## End-to-end tests with real Envoy, nginx, Caddy and a real S3 server
-	cd e2e && GATEHOUSE_BIN=$(CURDIR)/$(BIN) go run $(GOTESTSUM) --format testname -- -timeout 10m $$(cd $(CURDIR)/e2e && go list ./... | grep -v /faults)
+	cd e2e && GATEHOUSE_BIN=$(CURDIR)/$(BIN) go run $(GOTESTSUM) --format testname -- -timeout 10m $$(cd $(CURDIR)/e2e && go list ./... | grep -vE '/(faults|compose|image|observe)$$')
 
 .PHONY: web-tools
 web-tools: ## Install Node, npm and Chromium from Debian's packages, where they are missing
@@ -75,6 +121,19 @@ faults: build tools ## Break what it depends on, flood it, stop it (GATEHOUSE_FA
 	cd e2e && GATEHOUSE_BIN=$(CURDIR)/$(BIN) go run $(GOTESTSUM) --format standard-verbose --rerun-fails=1 --rerun-fails-max-failures=4 \
 		--packages ./faults -- -count=1 -timeout $(or $(FAULTS_TIMEOUT),20m)
 
+# The schemas are in Go modules: downloaded whole, and checked by Go's checksum
+# database. Building egctl takes some minutes, once.
+.PHONY: kubernetes-tools
+kubernetes-tools: ## Build helm, kubeconform and egctl into .cache, and download the published schemas
+	@e2e/fetch-envoy 1.40.0
+	@e2e/fetch-tools helm kubeconform egctl
+	@cd / && for m in $$(cat $(CURDIR)/e2e/kubernetes/schemas.txt); do GOFLAGS= GOWORK=off go mod download $$m || exit 1; done
+
+.PHONY: kubernetes
+kubernetes: build kubernetes-tools ## The Helm chart and the manifests of deploy, to their schemas and, translated, to a real Envoy
+	cd e2e/kubernetes && go vet ./... && go run $(STATICCHECK) ./... && \
+		GATEHOUSE_BIN=$(CURDIR)/$(BIN) go run $(GOTESTSUM) --format testname -- -count=1 -timeout 10m ./...
+
 .PHONY: lint
 lint: ## gofmt, vet and staticcheck
 	@test -z "$$(gofmt -l .)" || { gofmt -d .; exit 1; }
@@ -86,6 +145,20 @@ lint: ## gofmt, vet and staticcheck
 bench: build ## CPU per check against an always-allow server, and Go benchmarks of the stages
 	cd e2e && go run ./bench -gatehouse $(CURDIR)/$(BIN) && go run ./bench -gatehouse $(CURDIR)/$(BIN) -tenants 1000
 	go test -run '^$$' -bench . -benchmem ./policy ./tenants ./extauthz ./decisionlog ./httpserve ./bundles
+
+.PHONY: observe
+observe: build ## Test the alerts, and ask a real Prometheus every query of dashboards and alerts
+	@e2e/fetch-tools prometheus promtool
+	cd e2e && GATEHOUSE_BIN=$(CURDIR)/$(BIN) go run $(GOTESTSUM) --format testname -- -count=1 -timeout 5m ./observe
+
+.PHONY: simulate
+simulate: ## What a fleet would do with many tenants: docs/scale.md quotes it
+	@cd e2e && go run ./simulate
+
+.PHONY: docs
+docs: ## Write the generated parts of docs/ anew
+	go test ./cmd/gatehouse -run "TestManual|TestMetrics" -count=1 -update
+	cd e2e && go test ./simulate -run TestReport -count=1 -update
 
 .PHONY: fuzz
 fuzz: ## Fuzz each target for FUZZ (default 20s)

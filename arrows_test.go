@@ -16,7 +16,7 @@ const module = "github.com/gatehouse-authz/gatehouse/"
 // tenants joins what its leaves supply, and the leaves know neither tenants nor
 // each other. A room that is not here does not belong in the house.
 var arrows = map[string][]string{ // :: room → rooms it may import
-	"cmd/gatehouse": {"extauthz", "httpserve", "peers", "tenants", "control", "policy", "bundles", "decisionlog", "schedule"},
+	"cmd/gatehouse": {"extauthz", "httpserve", "peers", "tenants", "control", "policy", "bundles", "decisionlog", "schedule", "telemetry"},
 	"extauthz":      {"tenants", "policy", "peers"},
 	"httpserve":     {"tenants", "control", "policy", "decisionlog", "peers"},
 	"tenants":       {"control", "policy", "bundles", "decisionlog", "schedule"},
@@ -26,6 +26,7 @@ var arrows = map[string][]string{ // :: room → rooms it may import
 	"decisionlog":   {"schedule"},
 	"schedule":      {},
 	"peers":         {},
+	"telemetry":     {"decisionlog"},
 	"authztest":     {"tenants", "control", "policy", "bundles", "decisionlog", "schedule"},
 }
 
@@ -33,15 +34,19 @@ var arrows = map[string][]string{ // :: room → rooms it may import
 // it, evaluation with those that answer.
 var walls = map[string][]string{ // :: import path prefix → rooms that may import it
 	"github.com/envoyproxy/":                      {"extauthz", "cmd/gatehouse"},
-	"google.golang.org/protobuf":                  {"extauthz", "bundles"},
-	"google.golang.org/grpc":                      {"extauthz", "cmd/gatehouse"},
+	"google.golang.org/protobuf":                  {"extauthz", "bundles", "telemetry"},
+	"google.golang.org/grpc":                      {"extauthz", "telemetry", "cmd/gatehouse"},
+	"go.opentelemetry.io/otel/sdk":                {"telemetry"},
+	"go.opentelemetry.io/otel/exporters":          {"telemetry"},
+	"go.opentelemetry.io/contrib":                 {"telemetry"},
+	"go.opentelemetry.io/proto":                   {"telemetry"},
 	"github.com/open-policy-agent/opa/v1/topdown": {"policy"},
 	"github.com/open-policy-agent/opa/v1/rego":    {},
 	"github.com/open-policy-agent/opa/v1/storage": {"bundles", "policy"},
 	"github.com/open-policy-agent/opa/v1/bundle":  {"bundles", "control", "policy"},
 	"github.com/lestrrat-go/jwx":                  {"httpserve"},
-	"github.com/prometheus/":                      {"tenants", "decisionlog", "cmd/gatehouse"},
-	"net/http":                                    {"bundles", "control", "decisionlog", "httpserve", "policy", "cmd/gatehouse"},
+	"github.com/prometheus/":                      {"tenants", "decisionlog", "telemetry", "cmd/gatehouse"},
+	"net/http":                                    {"bundles", "control", "decisionlog", "httpserve", "policy", "telemetry", "cmd/gatehouse"},
 	"os":                                          {"bundles", "control", "decisionlog", "extauthz", "cmd/gatehouse"},
 	"testing":                                     {"authztest"},
 }

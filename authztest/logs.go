@@ -25,11 +25,16 @@ type Console struct {
 // settings have Logged are on the console.
 func Logs(t testing.TB) (*decisionlog.Logs, *Console) {
 	t.Helper()
+	return LogsWith(t, decisionlog.Config{})
+}
+
+// LogsWith is Logs with what a Config says beside.
+func LogsWith(t testing.TB, cfg decisionlog.Config) (*decisionlog.Logs, *Console) {
+	t.Helper()
 	c := new(Console)
 	work := schedule.New(1)
-	logs := decisionlog.New(decisionlog.Config{
-		Schedule: work, Console: c, Logger: slog.New(slog.DiscardHandler),
-	})
+	cfg.Schedule, cfg.Console, cfg.Logger = work, c, slog.New(slog.DiscardHandler)
+	logs := decisionlog.New(cfg)
 	ctx, stop := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { work.Run(ctx) })

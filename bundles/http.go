@@ -257,6 +257,7 @@ func (h *HTTP) get(ctx, patience context.Context, u *url.URL, name string, have 
 	if have.ETag != "" {
 		req.Header.Set("If-None-Match", have.ETag)
 	}
+	Trace(req)
 	if h.config.Authorize != nil {
 		if err := h.config.Authorize(req); err != nil {
 			return nil, fmt.Errorf("authorizing the request: %w", err)
@@ -271,6 +272,7 @@ func (h *HTTP) get(ctx, patience context.Context, u *url.URL, name string, have 
 		return nil, withoutURL(err)
 	}
 	defer resp.Body.Close()
+	Traced(ctx, resp)
 
 	reason := ""
 	if n := resp.ContentLength; h.config.S3 && resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusNotModified {
@@ -342,6 +344,14 @@ func (h *HTTP) setOwn(header http.Header) {
 	header.Set("User-Agent", h.config.UserAgent)
 	// A bundle is a gzip file. Nothing on the way may pack or unpack it.
 	header.Set("Accept-Encoding", "identity")
+}
+
+// Kind is what a span says the source is: http or s3.
+func (h *HTTP) Kind() string {
+	if h.config.S3 {
+		return "s3"
+	}
+	return "http"
 }
 
 // redirect is called before a redirect is followed. The request has the

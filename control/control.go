@@ -106,6 +106,10 @@ type Options struct {
 	// Limits bound each bundle.
 	Limits bundles.Limits
 
+	// Records says that there is a collector, to which decisions can be sent as
+	// log records.
+	Records bool
+
 	// KeepArchive has services supply bundles with their Archive, as somebody
 	// keeps them on disk.
 	KeepArchive bool

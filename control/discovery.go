@@ -119,7 +119,7 @@ func (r *reader) restrict(boot, doc map[string]any) {
 		}
 	}
 	for _, path := range []string{
-		"decision_logs.file", "decision_logs.s3",
+		"decision_logs.file", "decision_logs.s3", "decision_logs.otlp",
 		"plugins.envoy_ext_authz_grpc.proto-descriptor", "plugins.envoy.ext_authz.grpc.proto-descriptor",
 	} {
 		if at(doc, path) != nil {

@@ -27,10 +27,10 @@ func (l *Log) Equal(other *Log) bool {
 	return l.identity == other.identity
 }
 
-// Entry points of OPA's rules about the decision log.
+// Entry points of OPA's rules about the decision log, where none are configured.
 const (
-	defaultDrop = "system/log/drop"
-	defaultMask = "system/log/mask"
+	DefaultDrop = "system/log/drop"
+	DefaultMask = "system/log/mask"
 )
 
 func (r *reader) decisionLogs(o object, services map[string]service, t *Tenant) {
@@ -51,8 +51,8 @@ func (r *reader) decisionLogs(o object, services map[string]service, t *Tenant) 
 		r.note(l.at("nd_builtin_cache"), "has no effect: it belongs at the top of the block")
 	}
 	t.Log = &Log{
-		Drop: r.entry(l.at("drop_decision"), strings.TrimPrefix(l.string("drop_decision", defaultDrop), "data/")),
-		Mask: r.entry(l.at("mask_decision"), strings.TrimPrefix(l.string("mask_decision", defaultMask), "data/")),
+		Drop: r.entry(l.at("drop_decision"), strings.TrimPrefix(l.string("drop_decision", DefaultDrop), "data/")),
+		Mask: r.entry(l.at("mask_decision"), strings.TrimPrefix(l.string("mask_decision", DefaultMask), "data/")),
 	}
 	r.sinks(l, services, t.Log)
 	r.reporting(l.object("reporting"), t.Log)
@@ -88,6 +88,12 @@ func (r *reader) sinks(l object, services map[string]service, log *Log) {
 			log.Sinks = append(log.Sinks, decisionlog.NewS3(decisionlog.S3Config{HTTP: service.http(), Prefix: prefix}))
 		}
 		s3.end()
+	}
+	if l.bool("otlp") {
+		if !r.opts.Records {
+			r.fault(l.at("otlp"), "needs telemetry.otlp.endpoint")
+		}
+		log.Sinks = append(log.Sinks, decisionlog.Records{})
 	}
 	if l.has("service") || len(log.Sinks) == 0 {
 		service, ok := r.serviceOf(l, services)

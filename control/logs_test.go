@@ -8,6 +8,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/gatehouse-authz/gatehouse/control"
+	"github.com/gatehouse-authz/gatehouse/decisionlog"
 )
 
 const withLogs = `
@@ -56,5 +57,27 @@ func TestNDBuiltinCache(t *testing.T) {
 	tenant, notes = parsed(t, "nd_builtin_cache: true\ndecision_logs: {console: true}")
 	if !tenant.NDBuiltinCache || slices.ContainsFunc(notes, noted) {
 		t.Errorf("at the top: got %t, noted %v", tenant.NDBuiltinCache, notes)
+	}
+}
+
+// Decisions go to a collector where there is one, and only the operator says so.
+func TestLogRecords(t *testing.T) {
+	parse := func(opts control.Options) (*control.Tenant, error) {
+		block := map[string]any{}
+		if err := yaml.Unmarshal([]byte(withLogs+"decision_logs: {otlp: true}"), &block); err != nil {
+			t.Fatal(err)
+		}
+		template, _, err := control.Parse(block, opts)
+		if err != nil {
+			return nil, err
+		}
+		return template.Tenant("orders")
+	}
+	tenant, err := parse(control.Options{Records: true})
+	if err != nil || len(tenant.Log.Sinks) != 1 || tenant.Log.Sinks[0] != (decisionlog.Records{}) {
+		t.Errorf("got %+v, %v, want the one sink", tenant, err)
+	}
+	if _, err := parse(control.Options{}); err == nil || !strings.Contains(err.Error(), "decision_logs.otlp: needs telemetry.otlp.endpoint") {
+		t.Errorf("without a collector: got %v", err)
 	}
 }

@@ -53,6 +53,7 @@ func (s *Status) Send(ctx context.Context, message []byte) error {
 		req.Header[name] = values
 	}
 	req.Header.Set("Content-Type", "application/json")
+	bundles.Trace(req)
 	if s.authorize != nil {
 		if err := s.authorize(req); err != nil {
 			return fmt.Errorf("status: authorizing the request: %w", err)
@@ -67,6 +68,7 @@ func (s *Status) Send(ctx context.Context, message []byte) error {
 		return fmt.Errorf("status: %w", err)
 	}
 	defer resp.Body.Close()
+	bundles.Traced(ctx, resp)
 	_, _ = io.CopyN(io.Discard, resp.Body, maxStatusAnswer) // so that the connection is used again
 	if resp.StatusCode/100 != 2 {
 		return fmt.Errorf("status: %w", &bundles.StatusError{

@@ -111,14 +111,22 @@ func withoutNDCache(k kind, g gathering) (gathering, bool) {
 	if !bytes.Contains(g.text, []byte(`"nd_builtin_cache"`)) {
 		return g, false
 	}
+	body := g.text[:len(g.text)-1]
+	var outcome []byte
+	if k == kindRecords {
+		outcome, body, _ = bytes.Cut(body, []byte{' '})
+	}
 	var event map[string]json.RawMessage
-	if json.Unmarshal(g.text[:len(g.text)-1], &event) != nil || event["nd_builtin_cache"] == nil {
+	if json.Unmarshal(body, &event) != nil || event["nd_builtin_cache"] == nil {
 		return g, false
 	}
 	delete(event, "nd_builtin_cache")
 	text, err := json.Marshal(event)
 	if err != nil {
 		return g, false
+	}
+	if k == kindRecords {
+		text = appendRecord(nil, string(outcome), text)
 	}
 	small := gathering{}
 	small.add(text, k.separator(), nil)

@@ -18,13 +18,17 @@ func gathered(k kind, sizes ...int) gathering {
 		for b.Len() < n {
 			fmt.Fprintf(&b, "%016x", rand.Uint64())
 		}
-		g.add([]byte(b.String()+`"}`), k.separator(), &ticket{left: i})
+		text := []byte(b.String() + `"}`)
+		if k == kindRecords {
+			text = appendRecord(nil, "denied", text)
+		}
+		g.add(text, k.separator(), &ticket{left: i})
 	}
 	return g
 }
 
 func TestPack(t *testing.T) {
-	for _, k := range []kind{kindService, kindS3} {
+	for _, k := range []kind{kindService, kindS3, kindRecords} {
 		const limit, most = 1000, 3000
 		sizes := []int{100, 100, 2500, 100, 9000, 50}
 		for range 100 {
@@ -48,7 +52,7 @@ func TestPack(t *testing.T) {
 				var event struct {
 					ID string `json:"decision_id"`
 				}
-				if err := json.Unmarshal(bytes.TrimRight(text[:n], ",\n"), &event); err != nil {
+				if err := json.Unmarshal(bytes.TrimPrefix(bytes.TrimRight(text[:n], ",\n"), []byte("denied ")), &event); err != nil {
 					t.Fatal(err)
 				}
 				if next == 4 {

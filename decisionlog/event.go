@@ -54,6 +54,10 @@ type Event struct {
 	Batch  *Batch
 	Custom ast.Object
 
+	// Outcome is what the decision came to, in a word. It is delivered as an
+	// attribute of a record of OpenTelemetry, and not in the event.
+	Outcome string
+
 	// Size estimates what Input, Result and NDBuiltinCache take in memory, in
 	// bytes, whether shared or not. Zero: Record walks them to find out.
 	Size int64
@@ -102,6 +106,12 @@ const (
 	sizeObject = 180 // an object or set without members
 	sizeArray  = 96  // an array without elements
 )
+
+// SizeOf estimates what values take in memory together, for Event.Size. Nil takes
+// nothing.
+func SizeOf(input, result ast.Value, builtins ast.Object) int64 {
+	return sizeOf(input, result, builtins)
+}
 
 // size estimates what the event takes while it is buffered.
 func (e *Event) size() int64 {

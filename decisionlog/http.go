@@ -188,6 +188,7 @@ func (s *sender) do(ctx context.Context, method string, u *url.URL, header http.
 	}
 	maps.Copy(req.Header, header)
 	req.Header.Set("User-Agent", s.config.UserAgent)
+	propagate(req)
 	if err := s.authorize(req); err != nil {
 		return err
 	}
@@ -196,6 +197,7 @@ func (s *sender) do(ctx context.Context, method string, u *url.URL, header http.
 		return withoutURL(err)
 	}
 	defer resp.Body.Close()
+	answered(ctx, resp)
 	if n := resp.ContentLength; n > 0 && n <= maxAnswer {
 		// So that the connection can be used again.
 		io.Copy(io.Discard, resp.Body)

@@ -22,6 +22,7 @@ type Log struct {
 	outlets   []*outlet
 	wantsJSON bool // a sink takes events as JSON
 	wantsLine bool // a sink takes them as lines of the console
+	wantsRecs bool // a sink takes them as records
 
 	// Owned by the worker whose turn it is.
 	constants constants
@@ -52,6 +53,7 @@ func newLog(ls *Logs, set Settings) *Log {
 	for _, sink := range set.Sinks {
 		l.wantsLine = l.wantsLine || sink.kind() == kindConsole
 		l.wantsJSON = l.wantsJSON || sink.kind() != kindConsole
+		l.wantsRecs = l.wantsRecs || sink.kind() == kindRecords
 		l.outlets = append(l.outlets, newOutlet(l, sink))
 	}
 	return l
@@ -253,7 +255,7 @@ func (l *Log) pop() *Event {
 
 // gathered adds an event that was encoded to what each outlet gathers, or drops
 // it. It returns the outlets that have gathered enough.
-func (l *Log) gathered(e *Event, why reason, json, line []byte) (full []*outlet) {
+func (l *Log) gathered(e *Event, why reason, t texts) (full []*outlet) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.give(e.held)
@@ -263,7 +265,7 @@ func (l *Log) gathered(e *Event, why reason, json, line []byte) (full []*outlet)
 	if why == notDropped {
 		need := int64(0)
 		for _, o := range l.outlets {
-			need += o.open.more(o.pick(json, line))
+			need += o.open.more(o.pick(t))
 		}
 		if !l.hold(need, 0) && (l.set.OnFull != DropOldest || !l.makeRoom(need, 0)) {
 			why = dropFull
@@ -273,14 +275,14 @@ func (l *Log) gathered(e *Event, why reason, json, line []byte) (full []*outlet)
 		l.drop(why, 1)
 		return nil
 	}
-	var t *ticket
+	var all *ticket
 	if len(l.outlets) > 1 {
-		t = &ticket{left: len(l.outlets)}
+		all = &ticket{left: len(l.outlets)}
 	}
 	for _, o := range l.outlets {
-		text := o.pick(json, line)
+		text := o.pick(t)
 		o.bytes += o.open.more(text)
-		o.open.add(text, o.kind.separator(), t)
+		o.open.add(text, o.kind.separator(), all)
 		if int64(len(o.open.text)) >= o.shape.gather {
 			o.sealing = true
 			full = append(full, o)
@@ -423,8 +425,8 @@ func (l *Log) dropBuffered(why reason) {
 // complaints is how often faults of events are logged for one log, at most.
 const complaints = time.Minute
 
-// complain logs why an event was dropped.
-func (l *Log) complain(err error) {
+// complain logs why an event was dropped; nil: several were.
+func (l *Log) complain(err error, e *Event) {
 	l.mu.Lock()
 	now := time.Now()
 	quiet := now.Sub(l.complained) < complaints
@@ -432,7 +434,15 @@ func (l *Log) complain(err error) {
 		l.complained = now
 	}
 	l.mu.Unlock()
-	if !quiet {
-		l.logs.cfg.Logger.Warn("decision not logged", "tenant", l.set.Tenant, "error", err)
+	if quiet {
+		return
 	}
+	log := l.logs.cfg.Logger.With("tenant", l.set.Tenant)
+	if e != nil {
+		log = log.With("decision_id", e.DecisionID)
+		if e.TraceID != "" {
+			log = log.With("trace_id", e.TraceID)
+		}
+	}
+	log.Warn("decision not logged", "error", err)
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/gatehouse-authz/gatehouse/schedule"
 )
@@ -32,6 +33,19 @@ type Config struct {
 	// Console is where Console sinks write. Optional where there are none.
 	Console io.Writer
 
+	// Exporter is where Records sinks send. Optional where there are none.
+	Exporter Exporter
+
+	// Recent is how many of its last decisions are remembered of each tenant.
+	// Default 0: none. RecentBytes bounds what those of all tenants take in
+	// memory, by estimate; the oldest of all are forgotten to stay within it.
+	// Default 16 MiB.
+	Recent      int
+	RecentBytes int64
+
+	// Tracer makes a span of each request that delivers decisions. Optional.
+	Tracer trace.Tracer
+
 	// Registerer takes the metrics. Optional.
 	Registerer prometheus.Registerer
 
@@ -48,6 +62,7 @@ type Logs struct {
 	queue   queue
 	shared  shared
 	metrics *metrics
+	recent  recent
 	used    atomic.Int64  // bytes that all logs buffer
 	stuck   atomic.Int64  // evaluations of filters that nobody waits for
 	idle    chan struct{} // has room for one: nothing is buffered
@@ -69,15 +84,22 @@ func New(cfg Config) *Logs {
 	if cfg.Workers <= 0 {
 		cfg.Workers = max(1, runtime.GOMAXPROCS(0)/2)
 	}
+	if cfg.RecentBytes <= 0 {
+		cfg.RecentBytes = defaultRecentBytes
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	ls := &Logs{
 		cfg:    cfg,
 		queue:  newQueue(),
-		shared: shared{console: cfg.Console, lanes: map[string]int{}, locks: map[string]*lock{}},
+		shared: shared{console: cfg.Console, exporter: cfg.Exporter, lanes: map[string]int{}, locks: map[string]*lock{}},
 		idle:   make(chan struct{}, 1),
 		logs:   map[*Log]struct{}{},
+		recent: recent{
+			each: cfg.Recent, limit: cfg.RecentBytes,
+			tenants: map[string]*recentOfOne{}, showing: make(chan struct{}, 1),
+		},
 	}
 	ls.life, ls.end = context.WithCancel(context.Background())
 	ls.metrics = newMetrics(ls)
@@ -162,13 +184,23 @@ func (ls *Logs) all() []*Log {
 
 // awaitIdle returns when nothing is buffered, or ctx ends.
 func (ls *Logs) awaitIdle(ctx context.Context) {
-	for ls.used.Load() > 0 {
+	for !ls.empty() {
 		select {
 		case <-ls.idle:
 		case <-ctx.Done():
 			return
 		}
 	}
+}
+
+// empty reports whether nothing is buffered. An event on its way from one hand to
+// the next is counted nowhere for a moment, in which its log is locked.
+func (ls *Logs) empty() bool {
+	if ls.used.Load() > 0 {
+		return false
+	}
+	_, bytes := ls.snapshot()
+	return bytes == 0
 }
 
 // free gives back n bytes of the memory of all.

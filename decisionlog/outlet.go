@@ -82,12 +82,22 @@ func newOutlet(l *Log, sink Sink) *outlet {
 	return o
 }
 
+// texts are an event as sinks want it.
+type texts struct {
+	json   []byte // most of them
+	line   []byte // the console
+	record []byte // Records
+}
+
 // pick returns the text that goes to the sink.
-func (o *outlet) pick(json, line []byte) []byte {
-	if o.kind == kindConsole {
-		return line
+func (o *outlet) pick(t texts) []byte {
+	switch o.kind {
+	case kindConsole:
+		return t.line
+	case kindRecords:
+		return t.record
 	}
-	return json
+	return t.json
 }
 
 // wantsSeal reports whether what gathers is to become a chunk at the end of a
@@ -167,11 +177,33 @@ func (o *outlet) settle(n int, tickets []*ticket, why reason) {
 func (o *outlet) shift(why reason) { o.remove(0, why) }
 
 func (o *outlet) remove(i int, why reason) {
+	c := o.take(i)
+	o.settle(len(c.lens), c.tickets, why)
+}
+
+// shiftPartly takes the first chunk away, of which the sink has all events but the
+// first so many. log.mu is held.
+func (o *outlet) shiftPartly(refused int) {
+	c := o.take(0)
+	first, rest := c.tickets, c.tickets
+	if len(c.tickets) > 0 {
+		first, rest = c.tickets[:refused], c.tickets[refused:]
+	}
+	if refused > 0 {
+		o.settle(refused, first, dropRejected)
+	}
+	if n := len(c.lens) - refused; n > 0 {
+		o.settle(n, rest, notDropped)
+	}
+}
+
+// take takes a chunk out, before its events are settled. log.mu is held.
+func (o *outlet) take(i int) *chunk {
 	c := o.chunks[i]
 	o.chunks = slices.Delete(o.chunks, i, i+1)
 	o.bytes -= c.held()
 	o.log.give(c.held())
-	o.settle(len(c.lens), c.tickets, why)
+	return c
 }
 
 // waiting is the index of the first chunk that is not being delivered.
@@ -404,7 +436,9 @@ func (o *outlet) attempt(a *attempt) {
 	l := o.log
 	ls := l.logs
 	begun := time.Now()
-	err := o.sink.deliver(ls.life, &ls.shared, a.chunk)
+	ctx, span := o.traced(ls.life, a.chunk)
+	err := o.sink.deliver(ctx, &ls.shared, a.chunk)
+	span.ended(err)
 	ls.metrics.tried(o.kind, time.Since(begun), err)
 	ls.shared.leave(o.sink.lane())
 
@@ -421,6 +455,7 @@ func (o *outlet) attempt(a *attempt) {
 	l.mu.Lock()
 	o.flying = nil
 	failing := o.err != nil
+	partly, _ := errors.AsType[*rejectedError](err)
 	switch {
 	case a.settled: // nobody waited for it
 	case err == nil && len(chunks)+len(lost) > 0:
@@ -428,7 +463,9 @@ func (o *outlet) attempt(a *attempt) {
 		o.chunks = o.chunks[1:]
 		o.replace(0, a.chunk.held(), chunks, lost)
 	case err == nil:
-		o.delivered()
+		o.delivered(0)
+	case partly != nil:
+		o.delivered(partly.events)
 	default:
 		o.failed(a.chunk, err, status)
 	}
@@ -441,8 +478,11 @@ func (o *outlet) attempt(a *attempt) {
 	if turned && l.set.Turned != nil {
 		l.set.Turned()
 	}
+	if partly != nil {
+		l.complain(partly, nil)
+	}
 	if len(lost) > 0 {
-		l.complain(fmt.Errorf("%d events are larger than the sink takes", len(lost)))
+		l.complain(fmt.Errorf("%d events are larger than the sink takes", len(lost)), nil)
 	}
 	close(a.done)
 	if over {
@@ -450,9 +490,11 @@ func (o *outlet) attempt(a *attempt) {
 	}
 }
 
-// delivered is called when the sink has the first chunk. log.mu is held.
-func (o *outlet) delivered() {
-	o.shift(notDropped)
+// delivered is called when the sink has the first chunk, but for so many of its
+// events, which it refused. Which these are nobody knows: the first stand for them.
+// log.mu is held.
+func (o *outlet) delivered(refused int) {
+	o.shiftPartly(refused)
 	o.shape.taken()
 	if o.err != nil {
 		o.log.logs.cfg.Logger.Info("decision log is delivered again", "tenant", o.log.set.Tenant, "sink", kindNames[o.kind])

@@ -9,7 +9,7 @@ import (
 	"sync"
 )
 
-// Sink is where events go: a *Service, an *S3, a *File or a *Console. One sink may
+// Sink is where events go: a *Service, an *S3, a *File, a Console or Records. One sink may
 // serve many logs. It is never changed.
 type Sink interface {
 	// Identity is equal for sinks that deliver alike. It has no secrets in it.
@@ -35,10 +35,11 @@ const (
 	kindS3
 	kindFile
 	kindConsole
+	kindRecords
 	kinds int = iota
 )
 
-var kindNames = [kinds]string{"service", "s3", "file", "console"}
+var kindNames = [kinds]string{"service", "s3", "file", "console", "otlp"}
 
 // direct reports whether events go to such sinks as soon as they are encoded, as
 // lines that are not compressed.
@@ -50,8 +51,9 @@ const laneLimit = 32
 
 // shared is what all sinks of a process share.
 type shared struct {
-	console io.Writer
-	torn    bool // the console's last line has no end; owned by who has locked it
+	console  io.Writer
+	exporter Exporter
+	torn     bool // the console's last line has no end; owned by who has locked it
 
 	mu    sync.Mutex
 	lanes map[string]int   // :: lane → deliveries that go on; guarded by mu

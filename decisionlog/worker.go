@@ -18,6 +18,7 @@ const (
 type worker struct {
 	evaluator  evaluator
 	json, line *encoder // an event as it goes to most sinks, and to the console
+	record     []byte   // and to Records
 	events     []*Event // taken from the log
 }
 
@@ -57,15 +58,18 @@ const maxScratch = 256 << 10
 func (w *worker) handle(l *Log, e *Event) {
 	reason, err := w.encode(l, e)
 	if err != nil {
-		l.complain(err)
+		l.complain(err, e)
 	}
-	for _, o := range l.gathered(e, reason, w.json.buf, w.line.buf) {
+	for _, o := range l.gathered(e, reason, texts{w.json.buf, w.line.buf, w.record}) {
 		o.seal()
 	}
 	for _, enc := range [...]*encoder{w.json, w.line} {
 		if cap(enc.buf) > maxScratch {
 			enc.buf = nil
 		}
+	}
+	if cap(w.record) > maxScratch {
+		w.record = nil
 	}
 }
 
@@ -98,6 +102,9 @@ func (w *worker) encode(l *Log, e *Event) (reason, error) {
 		if enc.err != nil {
 			return dropEncoding, enc.err
 		}
+	}
+	if l.wantsRecs {
+		w.record = appendRecord(w.record[:0], e.Outcome, w.json.buf)
 	}
 	return notDropped, nil
 }

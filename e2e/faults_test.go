@@ -249,7 +249,9 @@ grpc:  {listen: "127.0.0.1:0", max_message_bytes: 1MiB}
 admin: {listen: "127.0.0.1:0"}
 `, ten)
 	eachEnvoy(t, func(t *testing.T, envoy string) {
-		n := startEnvoy(t, envoy, g.GRPC, options{}, failOpen("open", byTenant(ten)))
+		open := failOpen("open", byTenant(ten))
+		open.Timeout = slack // for Envoy to send so much
+		n := startEnvoy(t, envoy, g.GRPC, options{}, open)
 		n.allowed(t, n.get(t, "open", "/yes/a"))
 		for _, size := range []int{2 << 20, 20 << 20} {
 			n.denied(t, n.do(t, "open", post("/yes/a", "text/plain", strings.Repeat("x", size))), 413)

@@ -30,8 +30,9 @@
 //   - input.attributes.metadataContext.filterMetadata.open_policy_agent.decision_id
 //     is the decision ID. What stood there is overwritten.
 //
-// The log: a check belongs to the trace and the span of the W3C traceparent in the
-// call's metadata, or else, where that is not a valid one, in the checked request.
+// The trace: a check belongs to the trace and the span that the call's metadata
+// name, or else, where they name none, those of the checked request: by the W3C
+// traceparent, or in the ways that Config.Propagators lists.
 //
 // Bounds: the size of a message is bounded by Config.MaxMessageBytes, the size of
 // a request's body by tenants.Needs.BodyBytes. A query string and a form have at

@@ -38,6 +38,10 @@ type Config struct {
 	// Descriptors are those that tenants may name in their settings.
 	Descriptors map[string]*Descriptors // :: file name, as in tenants.Needs → what it holds
 
+	// Propagators are the ways in which checks, and the requests that they are
+	// about, name their traces. Default: that of W3C.
+	Propagators tenants.Propagators
+
 	// MaxMessageBytes bounds a CheckRequest, compressed or not. Default 64 MiB.
 	// The bound of the grpc.Server itself does not apply to checks.
 	MaxMessageBytes int
@@ -78,6 +82,8 @@ type Server struct {
 	log        *slog.Logger
 	refused    func(string)
 
+	propagators tenants.Propagators
+
 	// routing is always replaced, never changed.
 	routing atomic.Pointer[routing]
 }
@@ -105,6 +111,9 @@ func (m *memory) reserve(n int64) error {
 
 func (m *memory) release(n int64) { m.used.Add(-n) }
 
+// MessageBytes is what messages that are being answered take at this moment.
+func (s *Server) MessageBytes() int64 { return s.memory.used.Load() }
+
 // New returns a Server, or an error that says what in its Config is wrong.
 func New(c Config) (*Server, error) {
 	s := &Server{
@@ -113,6 +122,8 @@ func New(c Config) (*Server, error) {
 		memory:     memory{limit: c.MessageMemory},
 		log:        c.Logger,
 		refused:    c.Refused,
+
+		propagators: c.Propagators,
 	}
 	if err := s.Reload(c); err != nil {
 		return nil, err
@@ -179,7 +190,7 @@ func (s *Server) receiveAndCheck(stream grpc.ServerStream) (resp *authv3.CheckRe
 	size, err := receive(stream, req, s.maxMessage, &s.memory)
 	defer s.memory.release(size)
 	if err != nil {
-		return s.refuse(err)
+		return s.refuse(err, &tenants.Question{DecisionID: tenants.NewDecisionID()})
 	}
 	return s.check(stream.Context(), req)
 }
@@ -204,7 +215,8 @@ func (s *Server) check(ctx context.Context, req *authv3.CheckRequest) (*authv3.C
 	routing := s.routing.Load()
 	id, err := routing.router.tenantOf(ctx, req)
 	if err != nil {
-		return s.refuse(err)
+		q := tenants.Question{DecisionID: tenants.NewDecisionID(), Trace: traceOf(ctx, req, s.propagators)}
+		return s.refuse(err, &q)
 	}
 	c := &check{req: req, descriptors: routing.descriptors}
 	http := req.GetAttributes().GetRequest().GetHttp()
@@ -214,7 +226,7 @@ func (s *Server) check(ctx context.Context, req *authv3.CheckRequest) (*authv3.C
 		Input:      c,
 		BodyBytes:  int64(max(len(http.GetBody()), len(http.GetRawBody()))),
 	}
-	c.question[0].TraceID, c.question[0].SpanID = traceOf(ctx, req)
+	c.question[0].Trace = traceOf(ctx, req, s.propagators)
 	decisionID := c.question[0].DecisionID
 
 	ctx, cancel := earlier(ctx, c.question[0].BodyBytes)
@@ -227,9 +239,13 @@ func (s *Server) check(ctx context.Context, req *authv3.CheckRequest) (*authv3.C
 		c.answer = tenants.Answer{Err: err}
 	}
 	if err := c.answer.Err; err != nil && s.log.Enabled(ctx, slog.LevelDebug) {
-		s.log.DebugContext(ctx, "check has no decision", "tenant", id, "decision_id", decisionID, "error", err)
+		s.log.DebugContext(ctx, "check has no decision", "tenant", id, c.question[0].Attrs(), "error", err)
 	}
-	return responseOf(&c.answer, decisionID)
+	resp, err := responseOf(&c.answer, decisionID)
+	if c.answer.Naming.On() {
+		name(resp, c.answer.Naming, decisionID)
+	}
+	return resp, err
 }
 
 // A proxy's time runs while it sends, and ours only from when the call begins.
@@ -255,9 +271,8 @@ func (c *check) Input(needs tenants.Needs) (ast.Value, error) {
 
 func (c *check) take(_ int, a tenants.Answer) { c.answer, c.answered = a, true }
 
-// refuse denies a check that reaches no tenant.
-func (s *Server) refuse(err error) (*authv3.CheckResponse, error) {
-	decisionID := tenants.NewDecisionID()
+// refuse denies a check that reaches no tenant. Of q it is what names it.
+func (s *Server) refuse(err error, q *tenants.Question) (*authv3.CheckResponse, error) {
 	outcome := "canceled"
 	switch {
 	case errors.Is(err, tenants.ErrInvalid):
@@ -272,18 +287,19 @@ func (s *Server) refuse(err error) (*authv3.CheckResponse, error) {
 		outcome = "panic"
 	}
 	s.refused(outcome)
-	s.log.Debug("check refused", "outcome", outcome, "decision_id", decisionID, "error", err)
-	return failureOf(err, tenants.OnErrorDeny, decisionID)
+	s.log.Debug("check refused", "outcome", outcome, q.Attrs(), "error", err)
+	return failureOf(err, tenants.OnErrorDeny, q.DecisionID)
 }
 
 // recoverTo, deferred, makes a denial of a panic.
 func (s *Server) recoverTo(resp **authv3.CheckResponse, err *error) {
 	if r := recover(); r != nil {
-		s.logPanic(r)
-		*resp, *err = s.refuse(tenants.ErrPanic)
+		q := tenants.Question{DecisionID: tenants.NewDecisionID()}
+		s.logPanic(r, q.Attrs())
+		*resp, *err = s.refuse(tenants.ErrPanic, &q)
 	}
 }
 
-func (s *Server) logPanic(r any) {
-	s.log.Error("panic in a check", "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+func (s *Server) logPanic(r any, attrs ...any) {
+	s.log.Error("panic in a check", append(attrs, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))...)
 }

@@ -19,7 +19,7 @@ const (
 	parent  = "00-" + traceID + "-" + spanID + "-01"
 )
 
-func TestParseTrace(t *testing.T) {
+func TestReadTraceParent(t *testing.T) {
 	valid := []string{
 		parent,
 		"00-" + traceID + "-" + spanID + "-00",
@@ -27,8 +27,8 @@ func TestParseTrace(t *testing.T) {
 		"cc-" + traceID + "-" + spanID + "-01-what the future will be like",
 	}
 	for _, value := range valid {
-		if trace, span := tenants.ParseTrace(value); trace != traceID || span != spanID {
-			t.Errorf("%q: got %q, %q", value, trace, span)
+		if got := traceParent(value); got.TraceID != traceID || got.SpanID != spanID {
+			t.Errorf("%q: got %+v", value, got)
 		}
 	}
 	invalid := []string{
@@ -52,10 +52,20 @@ func TestParseTrace(t *testing.T) {
 		strings.Repeat("-", len(parent)),
 	}
 	for _, value := range invalid {
-		if trace, span := tenants.ParseTrace(value); trace != "" || span != "" {
-			t.Errorf("%q: got %q, %q, want nothing", value, trace, span)
+		if got := traceParent(value); got != (tenants.Trace{}) {
+			t.Errorf("%q: got %+v, want nothing", value, got)
 		}
 	}
+}
+
+// traceParent is what is read of a traceparent header.
+func traceParent(value string) tenants.Trace {
+	return tenants.Propagators(nil).Read(func(name string) string {
+		if name == "traceparent" {
+			return value
+		}
+		return ""
+	})
 }
 
 // The trace of a check is that of the call, else that of the checked request.
@@ -114,7 +124,7 @@ func TestTraceAllocations(t *testing.T) {
 	req := &authv3.CheckRequest{Attributes: &authv3.AttributeContext{Request: &authv3.AttributeContext_Request{
 		Http: &authv3.AttributeContext_HttpRequest{Headers: map[string]string{"accept": "*/*", "traceparent": parent}},
 	}}}
-	if n := testing.AllocsPerRun(100, func() { traceOf(ctx, req) }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { traceOf(ctx, req, nil) }); n != 0 {
 		t.Errorf("got %v allocations, want none", n)
 	}
 }

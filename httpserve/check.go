@@ -61,7 +61,48 @@ func (s *Server) check(w http.ResponseWriter, r *request) error {
 		return err
 	}
 	w.Header().Set(decisionHeader, q.DecisionID)
-	return answerCheck(w, &a)
+	if a.Naming.On() {
+		w = &namer{ResponseWriter: w, naming: a.Naming, id: q.DecisionID}
+	}
+	if err := answerCheck(w, &a); err != nil {
+		if a.Naming.On() && a.Naming.Client {
+			w.Header().Set(a.Naming.Header, q.DecisionID)
+		}
+		return err
+	}
+	return nil
+}
+
+// namer names the decision in a header of an answer to a proxy, just before the
+// answer leaves: what the policy says in a header of this name is overwritten. Of
+// the headers of a 200, proxies take some for the request and some for the client,
+// as they are told; what is not for the request is named as one to remove.
+type namer struct {
+	http.ResponseWriter
+	naming *tenants.Naming
+	id     string
+}
+
+// WriteHeader sets the header.
+func (n *namer) WriteHeader(status int) {
+	h := n.Header()
+	h.Del(n.naming.Header)
+	allowed := status == http.StatusOK
+	if n.naming.Client || allowed && n.naming.Upstream {
+		h.Set(n.naming.Header, n.id)
+	}
+	if allowed {
+		const remove = "X-Envoy-Auth-Headers-To-Remove"
+		names := strings.FieldsFunc(h.Get(remove), func(r rune) bool { return r == ',' })
+		names = slices.DeleteFunc(names, func(name string) bool { return strings.EqualFold(name, n.naming.Header) })
+		if !n.naming.Upstream {
+			names = append(names, n.naming.Header)
+		}
+		if h.Del(remove); len(names) > 0 {
+			h.Set(remove, strings.Join(names, ","))
+		}
+	}
+	n.ResponseWriter.WriteHeader(status)
 }
 
 // mayHaveBody reports whether a request of this method that has a content type

@@ -262,3 +262,37 @@ func TestLargeOriginals(t *testing.T) {
 		t.Errorf("got %d events, want those of the 4 that fit", len(events))
 	}
 }
+
+// A header names the decision where the tenant says so, whatever the policy says
+// in a header of this name.
+func TestCheckNaming(t *testing.T) {
+	const remove = "X-Envoy-Auth-Headers-To-Remove"
+	allowed := policy.Decision{Object: true, Allowed: true, Headers: []policy.Header{{Name: "x-id", Value: "forged"}}, RemoveHeaders: []string{"x-id", "x-old"}}
+	denied := policy.Decision{Object: true, Status: 401, Headers: []policy.Header{{Name: "x-id", Value: "forged"}}}
+	for _, c := range []struct {
+		answer           tenants.Answer
+		upstream, client bool
+		status           int
+		named            bool
+		removed          string
+	}{
+		{tenants.Answer{Decision: allowed}, true, false, 200, true, "x-old"},
+		{tenants.Answer{Decision: allowed}, false, true, 200, true, "x-old,x-id"},
+		{tenants.Answer{Decision: denied}, false, true, 401, true, ""},
+		{tenants.Answer{Decision: denied}, true, false, 401, false, ""},
+		{tenants.Answer{Err: policy.ErrUndefined}, false, true, 403, true, ""},
+		{tenants.Answer{Err: policy.ErrUndefined}, true, false, 403, false, ""},
+		{tenants.Answer{Err: tenants.ErrBusy, OnError: tenants.OnErrorAllow}, true, true, 200, true, ""},
+	} {
+		c.answer.Naming = &tenants.Naming{Header: "x-id", Upstream: c.upstream, Client: c.client}
+		w := forwarded(t, httpserve.Config{Pool: answers{answer: c.answer}, TrustedPeers: []string{"10.0.0.0/8"}}, "10.1.2.3:4", nil)
+		id := w.Header().Get("X-Decision-Id")
+		want := ""
+		if c.named {
+			want = id
+		}
+		if got := strings.Join(w.Header().Values("X-Id"), ","); w.Code != c.status || got != want || id == "" || w.Header().Get(remove) != c.removed {
+			t.Errorf("%+v: got %d, x-id %q, remove %q, want %d, %q, %q", c.answer, w.Code, got, w.Header().Get(remove), c.status, want, c.removed)
+		}
+	}
+}

@@ -87,8 +87,14 @@ func (r *request) asked() tenants.Question {
 	if r.Caller != nil && r.Caller.Subject != "" {
 		q.RequestedBy = r.Caller.Subject
 	}
-	q.TraceID, q.SpanID = tenants.ParseTrace(r.Header.Get("Traceparent"))
+	q.Trace = r.server.propagators.Read(func(name string) string { return r.Header.Get(traceHeaders[name]) })
 	return q
+}
+
+// traceHeaders are the headers of propagators, as net/http writes them.
+var traceHeaders = map[string]string{ // :: in lower case → as a key of http.Header
+	"traceparent": "Traceparent", "tracestate": "Tracestate", "b3": "B3",
+	"x-b3-traceid": "X-B3-Traceid", "x-b3-spanid": "X-B3-Spanid", "x-b3-sampled": "X-B3-Sampled", "x-b3-flags": "X-B3-Flags",
 }
 
 // ask asks one question. An answer without a value is one that the policy has

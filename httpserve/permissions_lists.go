@@ -50,6 +50,8 @@ type lists struct {
 	streams int
 	turns   []*tenantLists // that have work for the workers, in turn
 	workers int            // that run
+
+	remembered, computed uint64 // lists that were asked for, and were there or not
 }
 
 // tenantLists are those of one tenant. Guarded by lists.mu.
@@ -242,8 +244,10 @@ func (l *lists) enter(ctx context.Context, view *tenants.View, w *who, m mode, k
 	}
 	if e.good(view.State, now) {
 		defer l.mu.Unlock()
+		l.remembered++
 		return e.list, nil
 	}
+	l.computed++
 	f, first := l.fly(e, view)
 	f.waiting++
 	l.mu.Unlock()

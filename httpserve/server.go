@@ -56,6 +56,10 @@ type Config struct {
 	// redirects.
 	Client *http.Client
 
+	// Propagators are the ways in which callers name their traces. Default: that
+	// of W3C.
+	Propagators tenants.Propagators
+
 	// Logger gets panics as errors, tenants that are refused as warnings, and
 	// what was wrong with refused requests for debugging. Default: none.
 	Logger *slog.Logger
@@ -101,6 +105,8 @@ type Server struct {
 	draining chan struct{} // closed when what does not end by itself is to end
 	drain    sync.Once
 
+	propagators tenants.Propagators
+
 	// place is always replaced, never changed.
 	place atomic.Pointer[place]
 }
@@ -124,6 +130,8 @@ func New(c Config) (*Server, error) {
 		log:      c.Logger,
 		answered: c.Answered,
 		draining: make(chan struct{}),
+
+		propagators: c.Propagators,
 	}
 	if err := s.Reload(c); err != nil {
 		return nil, err
@@ -204,7 +212,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			if p == http.ErrAbortHandler { // the connection is to be closed
 				panic(p)
 			}
-			s.log.Error("panic in a request", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			s.log.Error("panic in a request", "tenant", req.Tenant, "route", req.route.path, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 			s.fail(rec, req, tenants.ErrPanic)
 		}
 	}()
@@ -304,7 +312,15 @@ func (s *Server) fail(w *recorder, r *request, err error) {
 		denial.status = http.StatusForbidden
 		f = &denial
 	}
-	s.log.DebugContext(r.Context(), "request refused", "tenant", r.Tenant, "route", r.route.path, "status", f.status, "error", err)
+	if s.log.Enabled(r.Context(), slog.LevelDebug) {
+		log := s.log
+		if id := w.Header().Get(decisionHeader); id != "" {
+			q := r.asked()
+			q.DecisionID = id
+			log = log.With(q.Attrs())
+		}
+		log.DebugContext(r.Context(), "request refused", "tenant", r.Tenant, "route", r.route.path, "status", f.status, "error", err)
+	}
 	if w.status != 0 { // half of an answer is there, so that the other half must not look whole
 		panic(http.ErrAbortHandler)
 	}

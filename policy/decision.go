@@ -8,6 +8,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/topdown"
 )
 
 // Decision is the answer of a policy to one question, free of any transport.
@@ -77,6 +78,15 @@ type faultError struct {
 
 func (e *faultError) Error() string   { return e.cause.Error() }
 func (e *faultError) Unwrap() []error { return []error{e.class, e.cause} }
+
+// PlaceOf returns the file and the line of the policy at which an evaluation
+// failed, like "authz.rego:12"; "" where the error names none.
+func PlaceOf(err error) string {
+	if e, ok := errors.AsType[*topdown.Error](err); ok && e.Location != nil && e.Location.File != "" {
+		return fmt.Sprintf("%s:%d", e.Location.File, e.Location.Row)
+	}
+	return ""
+}
 
 func resultErrorf(format string, args ...any) error {
 	return &faultError{ErrResult, fmt.Errorf(format, args...)}

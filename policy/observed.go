@@ -30,6 +30,11 @@ type Observed struct {
 	// no rule of the policy has labels.
 	RuleLabels []map[string]any
 
+	// Prints are the lines that the policy printed, at most 32 with 16 KiB, where
+	// WantPrints is set and the policy was compiled with Options.Print.
+	Prints     []Printed
+	WantPrints bool
+
 	// Duration is how long the evaluation took.
 	Duration time.Duration
 }
@@ -52,7 +57,15 @@ func (o *Observed) run(ctx context.Context, q *topdown.Query, labelled bool) (as
 		rules = new(topdown.EvaluatedRuleTracker)
 		q.WithEvaluatedRuleTracker(rules)
 	}
+	var prints *printer
+	if o.WantPrints {
+		prints = new(printer)
+		q.WithPrintHook(prints)
+	}
 	v, err := run(ctx, q)
+	if prints != nil {
+		o.Prints = prints.lines
+	}
 	if results != nil {
 		o.Builtins = results.AsValue().(ast.Object)
 	}

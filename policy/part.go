@@ -51,6 +51,18 @@ func Prepare(b *bundle.Bundle) (part *Part, err error) {
 	return part, nil
 }
 
+// Prints reports whether a rule of the part calls print.
+func (p *Part) Prints() bool {
+	prints := false
+	for _, m := range p.modules {
+		ast.WalkExprs(m, func(e *ast.Expr) bool {
+			prints = prints || e.IsCall() && e.Operator().Equal(ast.Print.Ref())
+			return prints
+		})
+	}
+	return prints
+}
+
 func rootsOf(m bundle.Manifest) []string {
 	if m.Roots == nil {
 		return []string{""}

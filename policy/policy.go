@@ -77,6 +77,10 @@ type Options struct {
 	// AllowHeaders names the headers that the policy may change although
 	// they are reserved: in lower case, a trailing "*" matches any rest.
 	AllowHeaders []string
+
+	// Print keeps calls of print, which Explain tells. Without it they are
+	// compiled away.
+	Print bool
 }
 
 // entry is one entry point: the query "data.<path> = result", compiled.
@@ -141,6 +145,7 @@ func Compile(parts []Named, opts Options) (p *Policy, err error) {
 	compiler := ast.NewCompiler().
 		WithCapabilities(allowed).
 		WithKeepModules(false).
+		WithEnablePrintStatements(opts.Print).
 		WithPathConflictsCheck(store.conflicts)
 	if compiler.Compile(modules); compiler.Failed() {
 		return nil, fmt.Errorf("compiling: %w", compiler.Errors)

@@ -217,11 +217,15 @@ func (c *call) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
+	req, span := traced(req)
 	resp, err := c.transport.RoundTrip(req)
 	if err != nil {
+		err = shownError(err)
+		span.ended(0, err)
 		free()
-		return nil, shownError(err)
+		return nil, err
 	}
+	span.ended(resp.StatusCode, nil)
 	if resp.ContentLength > c.network.answerBytes {
 		resp.Body.Close()
 		free()

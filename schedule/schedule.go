@@ -148,6 +148,34 @@ func (t *Task) Long(ctx context.Context, wait func(context.Context)) bool {
 	return true
 }
 
+// Stats are figures of a Schedule at one moment, in tasks.
+type Stats struct {
+	Sleeping int // until they are due
+	Waiting  int // due, and waiting for a worker or for their lane
+	Running  int
+	Long     int // waiting long, apart from the workers
+}
+
+// Stats returns the figures of this moment.
+func (s *Schedule) Stats() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := Stats{Running: s.slow.running, Waiting: len(s.slow.waiting), Long: s.waiting}
+	now := time.Now()
+	for _, t := range s.queue {
+		if t.due.After(now) {
+			st.Sleeping++
+		} else {
+			st.Waiting++
+		}
+	}
+	for _, l := range s.lanes {
+		st.Running += l.running
+		st.Waiting += len(l.waiting)
+	}
+	return st
+}
+
 // rouse has Run look at the schedule.
 func (s *Schedule) rouse() {
 	select {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/gatehouse-authz/gatehouse/policy"
 )
@@ -44,7 +45,7 @@ func (p *Pool) Decide(ctx context.Context, id ID, questions []Question, answer f
 	}
 	if err != nil {
 		for i := range questions {
-			c.answer(i, &questions[i], &result{err: err, cleared: p.guard == nil})
+			c.answer(i, &questions[i], &result{err: err, cleared: p.guard == nil, span: c.span(&questions[i], start)})
 		}
 		return nil
 	}
@@ -183,19 +184,20 @@ func (c *call) ask(questions []Question) {
 // begin submits one question. It reports false when the question is already
 // answered instead.
 func (c *call) begin(i int, q *Question) bool {
-	entry, err := c.in.entryOf(q)
-	if err != nil {
-		c.answer(i, q, &result{err: err, cleared: c.pool.guard == nil})
-		return false
-	}
 	now := time.Now()
 	begun := c.start
 	if i > 0 {
 		begun = now
 	}
+	span := c.span(q, begun)
+	entry, err := c.in.entryOf(q)
+	if err != nil {
+		c.answer(i, q, &result{err: err, cleared: c.pool.guard == nil, span: span})
+		return false
+	}
 	deadline := c.deadline(begun)
 	if !now.Before(deadline) || c.ctx.Err() != nil {
-		c.answer(i, q, &result{err: fmt.Errorf("%w: none is left", ErrDeadline), cleared: c.pool.guard == nil})
+		c.answer(i, q, &result{err: fmt.Errorf("%w: none is left", ErrDeadline), cleared: c.pool.guard == nil, span: span})
 		return false
 	}
 	j, _ := c.pool.jobs.Get().(*job)
@@ -209,14 +211,19 @@ func (c *call) begin(i int, q *Question) bool {
 			guard != nil && guard.current.Load().policy.ReadsBody(guard.settings.Entry)
 	}
 	*j = job{
-		guard: c.pool.guard, slots: &c.in.slots, policy: c.rev.policy, env: c.in.env, entry: entry,
+		tenant: c.in.id, guard: c.pool.guard, slots: &c.in.slots, policy: c.rev.policy, env: c.in.env, entry: entry,
 		question: q, needs: needs, bytes: min(q.BodyBytes, c.in.limits.BodyBytes), index: i, deadline: deadline, done: c.done,
 	}
 	j.needs.Cancel = &j.cancel
-	j.observes, j.observed.WantBuiltins = q.Timed || c.in.log.Load() != nil, c.in.settings.NDBuiltinCache
+	j.observes, j.observed.WantBuiltins = q.Timed || c.in.log.Load() != nil || c.in.remembers.Load(), c.in.settings.NDBuiltinCache
+	if span != nil {
+		j.span, j.asked = span, begun
+		j.observes, j.observed.WantPrints = true, c.pool.cfg.Tracing.Prints
+	}
 	if err := c.pool.sched.submit(j); err != nil {
+		*j = job{}
 		c.pool.jobs.Put(j)
-		c.answer(i, q, &result{err: err, cleared: c.pool.guard == nil})
+		c.answer(i, q, &result{err: err, cleared: c.pool.guard == nil, span: span})
 		return false
 	}
 	c.open = append(c.open, j)
@@ -231,7 +238,12 @@ func (c *call) finish(j *job) {
 			break
 		}
 	}
-	i, q, r := j.index, j.question, result{j.input, j.decision, j.err, j.cleared.Load(), j.observed}
+	i, q, r := j.index, j.question, result{
+		input: j.input, decision: j.decision, err: j.err, cleared: j.cleared.Load(), observed: j.observed, span: j.span,
+	}
+	if r.span != nil {
+		r.waited = j.begun.Sub(j.asked)
+	}
 	*j = job{}
 	c.pool.jobs.Put(j)
 	c.answer(i, q, &r)
@@ -252,7 +264,7 @@ func (c *call) giveUp(late bool, why string) int {
 	clear(c.open[len(kept):])
 	c.open = kept
 	for _, j := range left {
-		i, q, r := j.index, j.question, result{cleared: j.cleared.Load()}
+		i, q, r := j.index, j.question, result{cleared: j.cleared.Load(), span: j.span}
 		if j.made.Load() {
 			r.input = j.input
 		}
@@ -289,6 +301,9 @@ type result struct {
 	err      error
 	cleared  bool
 	observed policy.Observed
+
+	span   trace.Span    // of the question; nil: it is not recorded
+	waited time.Duration // for a worker, where there is a span and a worker took it
 }
 
 // answer records one answer, and tells it.
@@ -305,16 +320,24 @@ func (c *call) answer(i int, q *Question, r *result) {
 		}
 	}
 	took := time.Since(c.start)
-	if err := c.recordAll(q, &a, r, took); err != nil {
+	logged := q
+	if r.span != nil {
+		logged = tracedAs(q, r.span)
+	}
+	if err := c.recordAll(logged, &a, r, took); err != nil {
 		a = Answer{Err: err}
+	}
+	if settings.Naming.On() {
+		a.Naming = &settings.Naming
 	}
 	if c.rev != nil {
 		a.Bundles, a.State, a.Evaluation = c.rev.bundles, c.state, r.observed.Duration
 	}
 	for range 1 + len(q.Twins) {
-		c.pool.metrics.decided(c.in, &a, took)
+		c.pool.metrics.decided(c.in, &a, took, r.span)
 	}
 	c.tell(i, a)
+	c.endSpan(r.span, q, &a, r)
 }
 
 // softened reports whether a tenant's on_error covers this error. What the

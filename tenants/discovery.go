@@ -9,6 +9,7 @@ import (
 
 	"github.com/open-policy-agent/opa/v1/ast"
 
+	"github.com/gatehouse-authz/gatehouse/control"
 	"github.com/gatehouse-authz/gatehouse/policy"
 )
 
@@ -44,17 +45,24 @@ func (p *Pool) discovered(in *instance, f *feed) (*Settings, content, error) {
 	if !ok {
 		return nil, from, errors.New("not loaded")
 	}
-	doc, err := p.document(in, from)
-	if err != nil {
-		return nil, from, err
-	}
-	tenant, err := in.base.Discovery.Tenant(doc)
+	tenant, err := p.discoveredTenant(in, f, from)
 	if err != nil {
 		return nil, from, err
 	}
 	settings := *in.base
 	settings.Tenant = tenant
 	return &settings, from, nil
+}
+
+// discoveredTenant returns what the discovery bundle says of its tenant.
+func (p *Pool) discoveredTenant(in *instance, f *feed, from content) (tenant *control.Tenant, err error) {
+	span := p.traceActivation(in, "discovery activation", f)
+	defer func() { span.activated(nil, false, err) }()
+	doc, err := p.document(in, from)
+	if err != nil {
+		return nil, err
+	}
+	return in.base.Discovery.Tenant(doc)
 }
 
 // documentSize bounds a discovered configuration, as JSON, in bytes.

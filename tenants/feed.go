@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/gatehouse-authz/gatehouse/bundles"
 	"github.com/gatehouse-authz/gatehouse/control"
 	"github.com/gatehouse-authz/gatehouse/schedule"
@@ -50,6 +52,8 @@ type feed struct {
 	took                  time.Duration // to get that
 	kind                  string
 
+	traced trace.SpanContext // the request that gave the newest content; not valid: it has no span
+
 	unsaved   *bundles.Bundle // the newest, until it has been activated or refused
 	unsavable bool            // the newest came as a delta to what is saved
 	noted     time.Time       // when the store was last told that it is confirmed
@@ -86,6 +90,7 @@ type feeds struct {
 	library  *library
 	schedule *schedule.Schedule
 	timeout  time.Duration
+	tracing  *Tracing
 	store    *bundles.Store                   // of last good bundles; nil: none are kept
 	changed  func(f *feed, users []*instance) // told after a feed has new content
 	checked  func(users []*instance)          // told after each check that gave an answer
@@ -108,9 +113,9 @@ const (
 	noteInterval = time.Minute
 )
 
-func newFeeds(log *slog.Logger, m *metrics, l *library, s *schedule.Schedule, timeout time.Duration, store *bundles.Store) *feeds {
+func newFeeds(log *slog.Logger, m *metrics, l *library, s *schedule.Schedule, timeout time.Duration, store *bundles.Store, tracing *Tracing) *feeds {
 	return &feeds{
-		log: log, metrics: m, library: l, schedule: s, timeout: timeout, store: store,
+		tracing: tracing, log: log, metrics: m, library: l, schedule: s, timeout: timeout, store: store,
 		byKey: map[string]*feed{}, restraints: map[string]*restraint{},
 	}
 }
@@ -332,12 +337,15 @@ func (fs *feeds) fetch(ctx context.Context, f *feed, a ask) (changed bool, err e
 	if a.wait > 0 {
 		f.interruptible(cancel)
 	}
+	ctx, span := fs.traceFetch(ctx, f)
 	b, err := f.next(ctx, bundles.Have{ETag: etag, Digest: old.digest, Wait: a.wait})
 	if err != nil && ctx.Err() != nil && outer.Err() == nil {
 		switch {
 		case a.wait > 0 && errors.Is(context.Cause(ctx), context.Canceled): // somebody else wants to ask
+			fs.fetched(span, f, nil, errInterrupted, begun)
 			return false, errInterrupted
 		case !a.patient:
+			fs.fetched(span, f, nil, errSlow, begun)
 			f.mu.Lock()
 			defer f.mu.Unlock()
 			if f.err == nil {
@@ -356,14 +364,20 @@ func (fs *feeds) fetch(ctx context.Context, f *feed, a ask) (changed bool, err e
 		}
 	}
 	now := time.Now()
+	traced := fs.fetched(span, f, b, err, begun)
 
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
 	case err == nil:
+		f.traced = traced
 		changed = !loaded || c.digest != old.digest
 		f.content, f.etag, f.loaded = c, b.ETag, true
 		f.downloaded, f.took, f.kind, f.waits = now, now.Sub(begun), "snapshot", b.Waits
+		fs.metrics.fetches.WithLabelValues("new").Inc()
+		if a.wait == 0 {
+			fs.metrics.fetchTime.Observe(f.took.Seconds())
+		}
 		f.unsaved, f.unsavable = nil, b.Delta
 		if b.Delta {
 			f.kind = "delta"
@@ -372,6 +386,7 @@ func (fs *feeds) fetch(ctx context.Context, f *feed, a ask) (changed bool, err e
 		}
 	case errors.Is(err, bundles.ErrNotModified) && loaded:
 		err = nil
+		fs.metrics.fetches.WithLabelValues("not_modified").Inc()
 	default:
 		if b != nil && b.Delta {
 			f.etag = "" // the whole bundle is needed
@@ -406,6 +421,7 @@ func (fs *feeds) failed(f *feed, err error, now time.Time) {
 		fs.log.Warn("bundle not updated", "bundle", f.name, "error", err, "serving", f.loaded)
 	}
 	f.err = err
+	fs.metrics.fetches.WithLabelValues("failed").Inc()
 	fs.metrics.failed(reasonOf(err))
 }
 

@@ -39,6 +39,9 @@ type instance struct {
 
 	log atomic.Pointer[decisionlog.Log] // nil: it has none
 
+	remembers atomic.Bool                       // its decisions are remembered: it is a tenant, not a name that somebody made up
+	labels    atomic.Pointer[map[string]string] // those of its decisions; nil before the first
+
 	// current decides; nil before the first load. Always replaced, never
 	// changed: who holds one may go on using it.
 	current atomic.Pointer[revision]
@@ -79,7 +82,9 @@ type instance struct {
 	status   status    // guarded by mu
 	reporter *reporter // sends the status; nil: nobody wants it; guarded by mu
 
-	counts counts
+	begun    time.Time // when its load was asked for
+	labelled bool      // it has a label of its own in metrics; guarded by metrics.mu
+	counts   counts
 }
 
 // revision is what decides for a tenant: a policy and the content it is of.
@@ -90,6 +95,7 @@ type revision struct {
 	state   string               // a digest of all that its answers follow from, beside the question
 	bundles []decisionlog.Bundle // as its decisions are logged
 	filter  decisionlog.Filter   // its rules about what is logged; nil: it has none
+	rules   *decisionlog.Rules   // lead to filter while this is in use
 }
 
 // status is what is told of an instance.
@@ -118,6 +124,7 @@ func newInstance(id ID, s *Settings, cpus int) *instance {
 		},
 		slots: slots{limit: limits.Concurrency, budget: limits.BodyMemory},
 		ready: make(chan struct{}),
+		begun: time.Now(),
 		state: Loading,
 	}
 }
@@ -143,9 +150,8 @@ func (in *instance) options() policy.Options {
 	entries := append([]string{in.settings.Entry}, in.settings.Entries...)
 	slices.Sort(entries)
 	optional := in.settings.HTTP.Entries()
-	if log := in.settings.Log; log != nil {
-		optional = append(optional, log.Drop, log.Mask)
-	}
+	drop, mask := in.settings.filters()
+	optional = append(optional, drop, mask)
 	slices.Sort(optional)
 	return policy.Options{
 		Entries: slices.Compact(entries), Optional: slices.Compact(optional), AllowHeaders: in.settings.AllowHeaders,
@@ -172,16 +178,22 @@ func (p *Pool) activate(in *instance, feeds []*feed) error {
 		in.report(nil, time.Time{})
 		return nil
 	}
+	span := p.traceActivation(in, "bundle activation", feeds...)
 	begun := time.Now()
 	pol, err := p.library.compile(in, contents)
 	took := time.Since(begun)
+	span.activated(pol, old == nil, err)
+	p.metrics.activated(took, err)
 	if err != nil {
 		in.report(err, time.Time{})
-		p.metrics.failed("compile")
 		p.log.Warn("policy refused", "tenant", in.id, "error", err, "serving", old != nil)
 		return err
 	}
-	p.swap(in, &revision{policy: pol, content: contents, state: in.stateOf(contents), bundles: loggedBundles(pol), filter: in.filterOf(pol)})
+	filter := in.filterOf(pol)
+	p.swap(in, &revision{
+		policy: pol, content: contents, state: in.stateOf(contents), bundles: loggedBundles(pol),
+		filter: filter, rules: decisionlog.NewRules(filter),
+	})
 	p.sched.renew(&in.slots)
 	in.mu.Lock()
 	in.status.compiled = took

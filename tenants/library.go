@@ -32,6 +32,7 @@ type digest [sha256.Size]byte
 type library struct {
 	parts    shelf[policy.Part]
 	policies shelf[policy.Policy]
+	prints   bool // policies are compiled with print
 
 	// turns has room for as many as prepare or compile at once: more would
 	// not be faster, and each may take many times the memory of its bundle.
@@ -63,6 +64,7 @@ func (l *library) prepare(b *bundles.Bundle, base content) (content, error) {
 // compile returns the policy of an instance with these contents.
 func (l *library) compile(in *instance, contents []content) (*policy.Policy, error) {
 	opts := in.options()
+	opts.Print = opts.Print || l.prints
 	named := make([]policy.Named, len(contents))
 	h := sha256.New()
 	for i, c := range contents {

@@ -26,6 +26,14 @@ func (rev *revision) held(f func(sized)) {
 	}
 }
 
+// forget says that a revision decides no more: what is remembered of its decisions
+// holds it no longer.
+func (rev *revision) forget() {
+	if rev != nil {
+		rev.rules.Forget()
+	}
+}
+
 // hold counts a revision that came into use.
 func (m *memory) hold(rev *revision) {
 	rev.held(func(s sized) {
@@ -66,7 +74,9 @@ func (p *Pool) swap(in *instance, rev *revision) {
 	defer p.mu.Unlock()
 	old := in.current.Load()
 	in.current.Store(rev)
+	old.forget()
 	if in.state == Gone {
+		rev.forget()
 		return
 	}
 	p.memory.hold(rev)

@@ -8,187 +8,232 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-
-	"github.com/gatehouse-authz/gatehouse/policy"
+	"go.opentelemetry.io/otel/trace"
 )
-
-// outcome is what a question came to, as it is counted.
-type outcome int
-
-// The outcomes of a check.
-const (
-	outcomeAllowed     outcome = iota // the policy allowed
-	outcomeDenied                     // the policy denied
-	outcomeUndefined                  // the policy has no value
-	outcomeResult                     // the policy's value is not a decision, or it has several
-	outcomeError                      // evaluation failed, or panicked
-	outcomeDeadline                   // no answer in time
-	outcomeBusy                       // a bound on waiting work was met
-	outcomeNotReady                   // the tenant has no policy yet
-	outcomeInvalid                    // the request cannot be understood
-	outcomeTooLarge                   // the request is over a bound
-	outcomePartialBody                // a body that the policy reads is not whole
-	outcomeNoEntry                    // the entry point is not listed
-	outcomeNoTenant                   // no tenant is named, or an invalid one
-	outcomeUnknown                    // there is no such tenant
-	outcomeNotLogged                  // the answer was not given since it cannot be recorded
-	outcomes           int     = iota
-)
-
-var outcomeNames = [outcomes]string{
-	"allowed", "denied", "undefined", "bad_result", "error", "deadline", "busy",
-	"not_ready", "invalid", "too_large", "partial_body", "no_entry", "no_tenant", "unknown_tenant", "not_logged",
-}
-
-// faultOutcomes is from error to outcome; what is not here is outcomeError.
-var faultOutcomes = []struct {
-	err     error
-	outcome outcome
-}{
-	{ErrNotLogged, outcomeNotLogged},
-	{policy.ErrUndefined, outcomeUndefined},
-	{policy.ErrConflict, outcomeResult},
-	{policy.ErrResult, outcomeResult},
-	{policy.ErrCanceled, outcomeDeadline},
-	{ErrDeadline, outcomeDeadline},
-	{ErrBusy, outcomeBusy},
-	{ErrNotReady, outcomeNotReady},
-	{ErrInvalid, outcomeInvalid},
-	{ErrTooLarge, outcomeTooLarge},
-	{ErrPartialBody, outcomePartialBody},
-	{ErrEntry, outcomeNoEntry},
-	{ErrUnknown, outcomeUnknown},
-}
-
-func outcomeOf(a *Answer) outcome {
-	switch {
-	case a.Err == nil && a.Decision.Allowed:
-		return outcomeAllowed
-	case a.Err == nil:
-		return outcomeDenied
-	}
-	for _, f := range faultOutcomes {
-		if errors.Is(a.Err, f.err) {
-			return f.outcome
-		}
-	}
-	return outcomeError
-}
-
-// counts are the checks of one tenant by outcome.
-type counts [outcomes]atomic.Uint64
-
-func (c *counts) byOutcome() map[string]uint64 {
-	var m map[string]uint64
-	for o := range c {
-		if n := c[o].Load(); n > 0 {
-			if m == nil {
-				m = map[string]uint64{}
-			}
-			m[outcomeNames[o]] = n
-		}
-	}
-	return m
-}
 
 // unnamed is the tenant label of checks that have no known tenant: what a
 // client makes up never becomes a label.
 const unnamed = "_unknown"
 
-// gone is the tenant label of the checks of tenants that are no longer known,
-// beyond those that are remembered by name.
-const gone = "_other"
+// others is the tenant label of all those that have none of their own.
+const others = "_other"
 
 // metrics are the pool's instruments. Those with a tenant label are read from
 // the instances when asked for, so that a tenant costs no series of its own
-// while nobody looks, and none once it is forgotten.
+// while nobody looks.
+//
+// At most Config.Labels tenants have a label of their own: those that came first.
+// One that is known no more leaves its label, with what was counted under it, to
+// others when a tenant comes that wants it.
 type metrics struct {
-	pool     *Pool
-	seconds  prometheus.Histogram
-	failures *prometheus.CounterVec
-	reports  *prometheus.CounterVec
-	evicted  prometheus.Counter // tenants forgotten for the memory budget
-	unknown  atomic.Uint64      // checks of unknown tenants
-	refused  [outcomes]atomic.Uint64
+	pool        *Pool
+	seconds     prometheus.Histogram
+	failures    *prometheus.CounterVec
+	fetches     *prometheus.CounterVec
+	fetchTime   prometheus.Histogram
+	activations *prometheus.CounterVec
+	compileTime prometheus.Histogram
+	loads       *prometheus.CounterVec
+	loadTime    prometheus.Histogram
+	moves       *prometheus.CounterVec
+	reports     *prometheus.CounterVec
+	evicted     prometheus.Counter // tenants forgotten for the memory budget
+	unknown     atomic.Uint64      // checks of unknown tenants
+	refused     [outcomes]atomic.Uint64
 
-	mu   sync.Mutex
-	past map[ID]*[outcomes]uint64 // :: tenant → checks of its former lives; guarded by mu
-	rest [outcomes]uint64         // those that past has no room for; guarded by mu
-
-	checksDesc, tenantsDesc, ageDesc, waitingDesc, stuckDesc, policiesDesc, memoryDesc, quarantinedDesc *prometheus.Desc
+	mu     sync.Mutex
+	labels map[ID]*label    // of those that have one of their own; guarded by mu
+	left   []ID             // labels of which the last instance is gone, the first first; guarded by mu
+	rest   [outcomes]uint64 // checks of past instances without a label; guarded by mu
 }
 
+// label is what is counted under a tenant's own label. Guarded by metrics.mu.
+type label struct {
+	past  [outcomes]uint64 // checks of instances that are gone
+	users int              // instances that are not
+	left  bool             // it is in metrics.left
+}
+
+// Buckets of durations, in seconds.
+var (
+	decisionBuckets = []float64{.00001, .000025, .00005, .0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1}
+	controlBuckets  = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60}
+)
+
+// The descriptions of what is read when asked for.
+var (
+	checksDesc = prometheus.NewDesc("gatehouse_checks_total",
+		"Questions answered, by tenant and outcome. The tenant _unknown stands for all names that no tenant has, _other for the tenants that have no label of their own.",
+		[]string{"tenant", "outcome"}, nil)
+	tenantsDesc = prometheus.NewDesc("gatehouse_tenants",
+		"Tenants that are known, by state.", []string{"state"}, nil)
+	ageDesc = prometheus.NewDesc("gatehouse_bundle_age_seconds",
+		"Time since the source last confirmed a bundle of the tenant, in seconds; of the oldest where it has several. The tenant _other is the oldest of those that have no label of their own.",
+		[]string{"tenant"}, nil)
+	waitingDesc = prometheus.NewDesc("gatehouse_waiting_questions",
+		"Questions that wait for a slot of their tenant.", nil, nil)
+	runningDesc = prometheus.NewDesc("gatehouse_running_evaluations",
+		"Evaluations that run at this moment.", nil, nil)
+	stuckDesc = prometheus.NewDesc("gatehouse_stuck_evaluations",
+		"Evaluations that still run although their caller has been answered.", nil, nil)
+	loadingDesc = prometheus.NewDesc("gatehouse_waiting_loads",
+		"Tenants that wait for their turn to be loaded.", nil, nil)
+	policiesDesc = prometheus.NewDesc("gatehouse_policies",
+		"Compiled policies in memory; tenants with the same content share one.", nil, nil)
+	memoryDesc = prometheus.NewDesc("gatehouse_memory_bytes",
+		"Estimate of what policies and data of warm and parked tenants take, in bytes; what is shared counts once.", nil, nil)
+	bodiesDesc = prometheus.NewDesc("gatehouse_body_bytes",
+		"Request bodies that are being read, of all tenants, in bytes.", nil, nil)
+	quarantinedDesc = prometheus.NewDesc("gatehouse_quarantined_tenants",
+		"Warm tenants that are not evaluated for a while because they keep running past their deadline.", nil, nil)
+	failingDesc = prometheus.NewDesc("gatehouse_failing_tenants",
+		"Tenants that are warm or refused and whose newest bundle, discovery or settings do not decide.", nil, nil)
+
+	descs = []*prometheus.Desc{checksDesc, tenantsDesc, ageDesc, waitingDesc, runningDesc, stuckDesc, loadingDesc, policiesDesc, memoryDesc, bodiesDesc, quarantinedDesc, failingDesc}
+)
+
 func newMetrics(p *Pool, reg prometheus.Registerer) *metrics {
+	counters := func(name, help, of string, values ...string) *prometheus.CounterVec {
+		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{of})
+		for _, v := range values {
+			c.WithLabelValues(v) // a rate of something that never was is 0, not unknown
+		}
+		return c
+	}
+	histogram := func(name, help string, buckets []float64) prometheus.Histogram {
+		return prometheus.NewHistogram(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets})
+	}
 	m := &metrics{
-		pool: p,
-		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name:    "gatehouse_decision_seconds",
-			Help:    "Time from a question to its answer, waiting included, in seconds.",
-			Buckets: []float64{.00001, .000025, .00005, .0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1},
-		}),
-		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "gatehouse_bundle_failures_total",
-			Help: "Bundles that were not taken, by reason: not_found, refused (cannot be read), compile, fetch (the source cannot be asked), discovery (the configuration); and trouble with the store on disk: save, saved (cannot be used).",
-		}, []string{"reason"}),
-		reports: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "gatehouse_status_reports_total",
-			Help: "Reports of tenants' status to their services, by outcome: sent or failed.",
-		}, []string{"outcome"}),
+		pool:   p,
+		labels: map[ID]*label{},
+		seconds: histogram("gatehouse_decision_seconds",
+			"Time from a question to its answer, waiting included, in seconds.", decisionBuckets),
+		failures: counters("gatehouse_bundle_failures_total",
+			"Bundles that were not taken, by reason: not_found, refused (cannot be read), compile, fetch (the source cannot be asked), discovery (the configuration); and trouble with the store on disk: save, saved (cannot be used).",
+			"reason", "not_found", "refused", "compile", "fetch", "discovery", "save", "saved"),
+		fetches: counters("gatehouse_bundle_fetches_total",
+			"Requests for bundles that were answered or failed, by result: new, not_modified, failed.",
+			"result", "new", "not_modified", "failed"),
+		fetchTime: histogram("gatehouse_bundle_fetch_seconds",
+			"Time to fetch and read a bundle that was new, in seconds.", controlBuckets),
+		activations: counters("gatehouse_bundle_activations_total",
+			"Policies that were made of new bundles, by result: activated, refused.",
+			"result", "activated", "refused"),
+		compileTime: histogram("gatehouse_compile_seconds",
+			"Time to make a policy of new bundles, or to find that there is one already, in seconds.", controlBuckets),
+		loads: counters("gatehouse_tenant_loads_total",
+			"Loads of tenants that ended, by result: loaded, refused, unknown (there is no such tenant).",
+			"result", "loaded", "refused", "unknown"),
+		loadTime: histogram("gatehouse_tenant_load_seconds",
+			"Time from the first question for a tenant, or its preloading, until it was loaded or refused, waiting included, in seconds.", controlBuckets),
+		moves: counters("gatehouse_tenant_moves_total",
+			"Moves of tenants that were loaded: parked (pushed out), revived (asked for again in time), gone (forgotten, or ended by their source).",
+			"to", "parked", "revived", "gone"),
+		reports: counters("gatehouse_status_reports_total",
+			"Reports of tenants' status to their services, by outcome: sent or failed.",
+			"outcome", "sent", "failed"),
 		evicted: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "gatehouse_memory_evictions_total",
 			Help: "Tenants forgotten to stay within the memory budget.",
 		}),
-		past: map[ID]*[outcomes]uint64{},
-		memoryDesc: prometheus.NewDesc("gatehouse_memory_bytes",
-			"Estimate of what policies and data of warm and parked tenants take, in bytes; what is shared counts once.", nil, nil),
-		quarantinedDesc: prometheus.NewDesc("gatehouse_quarantined_tenants",
-			"Warm tenants that are not evaluated for a while because they keep running past their deadline.", nil, nil),
-		checksDesc: prometheus.NewDesc("gatehouse_checks_total",
-			"Questions answered, by tenant and outcome. The tenant _unknown stands for all names that no tenant has, _other for tenants forgotten long ago.",
-			[]string{"tenant", "outcome"}, nil),
-		tenantsDesc: prometheus.NewDesc("gatehouse_tenants",
-			"Tenants that are known, by state.", []string{"state"}, nil),
-		ageDesc: prometheus.NewDesc("gatehouse_bundle_age_seconds",
-			"Time since the source last confirmed a bundle of the tenant, in seconds; of the oldest where it has several.",
-			[]string{"tenant"}, nil),
-		waitingDesc: prometheus.NewDesc("gatehouse_waiting_questions",
-			"Questions that wait for a slot of their tenant.", nil, nil),
-		stuckDesc: prometheus.NewDesc("gatehouse_stuck_evaluations",
-			"Evaluations that still run although their caller has been answered.", nil, nil),
-		policiesDesc: prometheus.NewDesc("gatehouse_policies",
-			"Compiled policies in memory; tenants with the same content share one.", nil, nil),
-	}
-	for _, reason := range []string{"not_found", "refused", "compile", "fetch", "discovery", "save", "saved"} {
-		m.failures.WithLabelValues(reason)
 	}
 	if reg != nil {
-		reg.MustRegister(m.seconds, m.failures, m.reports, m.evicted, m)
+		reg.MustRegister(m, m.seconds, m.failures, m.fetches, m.fetchTime, m.activations, m.compileTime, m.loads, m.loadTime, m.moves, m.reports, m.evicted)
 	}
 	return m
 }
 
-// decided counts one answer.
-func (m *metrics) decided(in *instance, a *Answer, took time.Duration) {
-	in.counts[outcomeOf(a)].Add(1)
+// decided counts one answer, whose span is an exemplar where it has one.
+func (m *metrics) decided(in *instance, a *Answer, took time.Duration, span trace.Span) {
+	o := outcomeOf(a)
+	if in.fault != nil { // it is in no list, so nobody would find its counts
+		m.refused[o].Add(1)
+	} else {
+		in.counts[o].Add(1)
+	}
+	if span != nil {
+		m.seconds.(prometheus.ExemplarObserver).ObserveWithExemplar(took.Seconds(), exemplar(span))
+		return
+	}
 	m.seconds.Observe(took.Seconds())
 }
 
 // failed counts one bundle that was not taken.
 func (m *metrics) failed(reason string) { m.failures.WithLabelValues(reason).Inc() }
 
+// activated counts a policy that was made, or not, of new bundles.
+func (m *metrics) activated(took time.Duration, err error) {
+	if err != nil {
+		m.failed("compile")
+		m.activations.WithLabelValues("refused").Inc()
+		return
+	}
+	m.activations.WithLabelValues("activated").Inc()
+	m.compileTime.Observe(took.Seconds())
+}
+
+// loaded counts the end of a load.
+func (m *metrics) loaded(in *instance) {
+	result := "loaded"
+	switch {
+	case errors.Is(in.refusal, ErrUnknown):
+		result = "unknown"
+	case in.refusal != nil:
+		result = "refused"
+	}
+	m.loads.WithLabelValues(result).Inc()
+	m.loadTime.Observe(time.Since(in.begun).Seconds())
+}
+
+// name gives the tenant of an instance, which is known from now on, a label of
+// its own if there is one. Pool.mu may be held.
+func (m *metrics) name(in *instance) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if in.labelled {
+		return
+	}
+	l := m.labels[in.id]
+	if l == nil {
+		if len(m.labels) >= m.pool.cfg.Labels && !m.freeLabel() {
+			return
+		}
+		l = new(label)
+		m.labels[in.id] = l
+	}
+	l.users++
+	in.labelled = true
+}
+
+// freeLabel takes the label of a tenant that is known no more. It reports false
+// where all are. m.mu is held.
+func (m *metrics) freeLabel() bool {
+	for len(m.left) > 0 {
+		id := m.left[0]
+		m.left = m.left[1:]
+		l := m.labels[id]
+		if l.left = false; l.users > 0 {
+			continue // it has come back
+		}
+		for o, n := range l.past {
+			m.rest[o] += n
+		}
+		delete(m.labels, id)
+		return true
+	}
+	return false
+}
+
 // forget keeps the counts of an instance that is forgotten. Pool.mu may be held.
 func (m *metrics) forget(in *instance) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	into := m.past[in.id]
-	if into == nil {
-		if in.counts.byOutcome() == nil {
-			return
-		}
-		into = &m.rest
-		if len(m.past) < m.pool.cfg.Capacity {
-			into = new([outcomes]uint64)
-			m.past[in.id] = into
+	into := &m.rest
+	if l := m.labels[in.id]; in.labelled {
+		into, in.labelled = &l.past, false
+		if l.users--; l.users == 0 && !l.left {
+			l.left = true
+			m.left = append(m.left, in.id)
 		}
 	}
 	for o := range into {
@@ -208,94 +253,131 @@ func (p *Pool) Refused(outcome string) {
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.checksDesc, m.tenantsDesc, m.ageDesc, m.waitingDesc, m.stuckDesc, m.policiesDesc, m.memoryDesc, m.quarantinedDesc} {
+	for _, d := range descs {
 		ch <- d
 	}
 }
 
 // Collect implements prometheus.Collector.
 func (m *metrics) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
 	p := m.pool
 	p.mu.Lock()
 	states := map[State]int{
 		Loading: len(p.loading), Warm: p.warm.Len(), Parked: p.parked.Len(), Refused: p.refused.Len(),
 	}
-	known := append(p.warm.Values(), p.parked.Values()...)
+	polled := p.warm.Values()
+	known := append(polled[:len(polled):len(polled)], p.parked.Values()...)
 	for _, in := range p.refused.Values() {
 		if !errors.Is(in.refusal, ErrUnknown) {
 			known = append(known, in)
+			polled = append(polled, in)
 		}
 	}
-	bytes := p.memory.bytes
+	bytes, waitingLoads := p.memory.bytes, len(p.queue)
 	p.mu.Unlock()
-	ch <- prometheus.MustNewConstMetric(m.memoryDesc, prometheus.GaugeValue, float64(bytes))
 
 	for state, n := range states {
-		ch <- prometheus.MustNewConstMetric(m.tenantsDesc, prometheus.GaugeValue, float64(n), string(state))
+		gauge(tenantsDesc, float64(n), string(state))
 	}
-	m.collectChecks(ch, known)
-	now := time.Now()
-	for _, in := range known {
-		if oldest := p.oldest(in); !oldest.IsZero() {
-			ch <- prometheus.MustNewConstMetric(m.ageDesc, prometheus.GaugeValue, now.Sub(oldest).Seconds(), string(in.id))
+	gauge(memoryDesc, float64(bytes))
+	gauge(loadingDesc, float64(waitingLoads))
+	gauge(policiesDesc, float64(p.library.policies.len()))
+	failing := 0
+	for _, in := range polled {
+		in.mu.Lock()
+		if in.status.err != nil || in.status.discovery != nil {
+			failing++
 		}
+		in.mu.Unlock()
 	}
+	gauge(failingDesc, float64(failing))
+	m.collectChecks(ch, known)
+	for tenant, oldest := range m.ages(known) {
+		gauge(ageDesc, time.Since(oldest).Seconds(), tenant)
+	}
+
 	p.sched.mu.Lock()
-	waiting, stuck, quarantined := p.sched.waiting, p.sched.stuck, 0
+	waiting, running, stuck, bodies, quarantined := p.sched.waiting, p.sched.running.len, p.sched.stuck, p.sched.bytes, 0
 	for _, in := range known {
 		if !in.slots.until.IsZero() {
 			quarantined++
 		}
 	}
 	p.sched.mu.Unlock()
-	ch <- prometheus.MustNewConstMetric(m.quarantinedDesc, prometheus.GaugeValue, float64(quarantined))
-	ch <- prometheus.MustNewConstMetric(m.waitingDesc, prometheus.GaugeValue, float64(waiting))
-	ch <- prometheus.MustNewConstMetric(m.stuckDesc, prometheus.GaugeValue, float64(stuck))
-	ch <- prometheus.MustNewConstMetric(m.policiesDesc, prometheus.GaugeValue, float64(p.library.policies.len()))
+	gauge(quarantinedDesc, float64(quarantined))
+	gauge(waitingDesc, float64(waiting))
+	gauge(runningDesc, float64(running))
+	gauge(stuckDesc, float64(stuck))
+	gauge(bodiesDesc, float64(bodies))
 }
 
-// collectChecks sends the counts of the known tenants, with those of their
-// former lives, and of all others.
+// collectChecks sends the counts of the tenants that have a label, with those of
+// their former lives, and of all others.
 func (m *metrics) collectChecks(ch chan<- prometheus.Metric, known []*instance) {
-	send := func(tenant string, o int, n uint64) {
-		if n > 0 {
-			ch <- prometheus.MustNewConstMetric(m.checksDesc, prometheus.CounterValue, float64(n), tenant, outcomeNames[o])
+	send := func(tenant string, counts *[outcomes]uint64) {
+		for o, n := range counts {
+			if n > 0 {
+				ch <- prometheus.MustNewConstMetric(checksDesc, prometheus.CounterValue, float64(n), tenant, outcomeNames[o])
+			}
 		}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	seen := make(map[ID]bool, len(known))
+	rest := m.rest
+	sums := make(map[ID]*[outcomes]uint64, len(m.labels))
+	for id, l := range m.labels {
+		past := l.past
+		sums[id] = &past
+	}
+	seen := make(map[*instance]bool, len(known))
 	for _, in := range known {
-		if seen[in.id] {
+		if seen[in] {
 			continue // moved between the lists while they were read
 		}
-		seen[in.id] = true
-		past := m.past[in.id]
-		for o := range outcomes {
-			n := in.counts[o].Load()
-			if past != nil {
-				n += past[o]
-			}
-			send(string(in.id), o, n)
+		seen[in] = true
+		into := &rest
+		if in.labelled {
+			into = sums[in.id]
+		}
+		for o := range into {
+			into[o] += in.counts[o].Load()
 		}
 	}
-	for id, past := range m.past {
-		if !seen[id] {
-			for o, n := range past {
-				send(string(id), o, n)
-			}
+	for id, counts := range sums {
+		send(string(id), counts)
+	}
+	send(others, &rest)
+	var none [outcomes]uint64
+	for o := range none {
+		none[o] = m.refused[o].Load()
+	}
+	none[outcomeUnknown] += m.unknown.Load()
+	send(unnamed, &none)
+}
+
+// ages returns when the sources last confirmed the bundles of the tenants, for the
+// bundle for which that is longest ago, by label.
+func (m *metrics) ages(known []*instance) map[string]time.Time {
+	ages := make(map[string]time.Time, len(known))
+	for _, in := range known {
+		oldest := m.pool.oldest(in)
+		if oldest.IsZero() {
+			continue
+		}
+		m.mu.Lock()
+		tenant := others
+		if in.labelled {
+			tenant = string(in.id)
+		}
+		m.mu.Unlock()
+		if t, ok := ages[tenant]; !ok || oldest.Before(t) {
+			ages[tenant] = oldest
 		}
 	}
-	for o, n := range m.rest {
-		send(gone, o, n)
-	}
-	for o := range outcomes {
-		n := m.refused[o].Load()
-		if outcome(o) == outcomeUnknown {
-			n += m.unknown.Load()
-		}
-		send(unnamed, o, n)
-	}
+	return ages
 }
 
 // oldest returns when the source last confirmed the bundle of in for which

@@ -26,6 +26,7 @@
 package tenants
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -119,6 +120,17 @@ type Config struct {
 	// caller's to run and to drain. Optional: then none is kept.
 	Logs *decisionlog.Logs
 
+	// Labels is how many tenants have a label of their own in metrics; default
+	// 10,000; negative: none has. The others share one.
+	Labels int
+
+	// Instance names this process, as the label id of what tenants report.
+	// Default: a random UUID.
+	Instance string
+
+	// Tracing says where spans go. Default: there are none.
+	Tracing Tracing
+
 	Registerer prometheus.Registerer // optional
 	Logger     *slog.Logger          // required
 }
@@ -139,6 +151,7 @@ func (c Config) withDefaults() Config {
 	def(&c.Loads, 16)
 	def(&c.LoadQueue, 4096)
 	def(&c.Refused, 10_000)
+	def(&c.Labels, 10_000)
 	if c.Schedule == nil {
 		c.Schedule = schedule.New(100)
 	}
@@ -171,6 +184,7 @@ type Pool struct {
 	calls, jobs sync.Pool     // *call, *job: used again and again
 	id          string        // of this process, as an OPA has one
 	asides      chan struct{} // has room for as many as run at once
+	explaining  chan struct{} // has room for one: an explanation is being made
 
 	work sync.WaitGroup // loads
 	ctx  context.Context
@@ -210,9 +224,11 @@ func New(cfg Config) *Pool {
 		loading: map[ID]*instance{},
 		named:   map[ID]bool{},
 		unready: map[ID]bool{},
-		id:      NewDecisionID(),
+		id:      cmp.Or(cfg.Instance, NewDecisionID()),
 		asides:  make(chan struct{}, asides),
-		memory:  newMemory(),
+
+		explaining: make(chan struct{}, 1),
+		memory:     newMemory(),
 	}
 	for _, id := range cfg.Required {
 		p.unready[id], p.named[id] = true, true
@@ -222,7 +238,8 @@ func New(cfg Config) *Pool {
 	}
 	p.metrics = newMetrics(p, cfg.Registerer)
 	p.schedule = cfg.Schedule
-	p.feeds = newFeeds(cfg.Logger, p.metrics, p.library, p.schedule, cfg.LoadTimeout, cfg.Store)
+	p.feeds = newFeeds(cfg.Logger, p.metrics, p.library, p.schedule, cfg.LoadTimeout, cfg.Store, &p.cfg.Tracing)
+	p.library.prints = cfg.Tracing.Prints
 	p.feeds.changed, p.feeds.checked, p.feeds.ended = p.reactivate, p.confirm, p.end
 	p.feeds.turned = p.turned
 	if cfg.Guard != nil {
@@ -459,6 +476,8 @@ func (p *Pool) admit(in *instance) {
 	in.state = Warm
 	delete(p.unready, in.id)
 	p.warm.Add(in.id, in)
+	p.metrics.name(in)
+	p.metrics.loaded(in)
 	close(in.ready)
 	p.update(in)
 	p.makeRoom()
@@ -521,6 +540,10 @@ func (p *Pool) refuse(in *instance, err error) {
 	in.until = time.Now().Add(wait/2 + rand.N(wait/2))
 	in.report(err, time.Time{})
 	p.refused.Add(in.id, in)
+	if !unknown {
+		p.metrics.name(in)
+	}
+	p.metrics.loaded(in)
 	close(in.ready)
 	for p.refused.Len() > p.cfg.Refused {
 		if _, oldest, ok := p.refused.RemoveOldest(); ok { // the arrow from refused to gone
@@ -547,6 +570,7 @@ func (p *Pool) park(in *instance) {
 	}
 	p.leave(in)
 	p.reportTo(in, nil)
+	p.metrics.moves.WithLabelValues("parked").Inc()
 	p.parked.Add(in.id, in)
 	for p.parked.Len() > p.cfg.Parked {
 		if _, oldest, ok := p.parked.GetOldest(); ok {
@@ -560,6 +584,7 @@ func (p *Pool) park(in *instance) {
 func (p *Pool) revive(in *instance) {
 	in.expiry.Stop()
 	p.parked.Remove(in.id)
+	p.metrics.moves.WithLabelValues("revived").Inc()
 	in.state = Warm
 	for i, b := range in.settings.Bundles {
 		f := p.feeds.join(in, b, in.seeds[i])
@@ -581,6 +606,7 @@ func (p *Pool) revive(in *instance) {
 func (p *Pool) forget(in *instance) {
 	in.expiry.Stop()
 	p.parked.Remove(in.id)
+	p.metrics.moves.WithLabelValues("gone").Inc()
 	p.bury(in)
 }
 
@@ -594,7 +620,9 @@ func (p *Pool) bury(in *instance) {
 	if log := in.log.Load(); log != nil {
 		log.Retire()
 	}
-	p.memory.release(in.current.Load())
+	rev := in.current.Load()
+	p.memory.release(rev)
+	rev.forget()
 	p.metrics.forget(in)
 }
 
@@ -641,6 +669,7 @@ func (p *Pool) end(users []*instance) {
 		}
 		p.log.Warn("tenant is gone from its source", "tenant", in.id)
 		p.warm.Remove(in.id)
+		p.metrics.moves.WithLabelValues("gone").Inc()
 		p.leave(in)
 		p.bury(in)
 		if told := p.cfg.Activated; told != nil {

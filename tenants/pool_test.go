@@ -292,7 +292,7 @@ func TestFlood(t *testing.T) {
 			t.Errorf("got %d tenants remembered, want at most 102", n)
 		}
 		want := `
-# HELP gatehouse_checks_total Questions answered, by tenant and outcome. The tenant _unknown stands for all names that no tenant has, _other for tenants forgotten long ago.
+# HELP gatehouse_checks_total Questions answered, by tenant and outcome. The tenant _unknown stands for all names that no tenant has, _other for the tenants that have no label of their own.
 # TYPE gatehouse_checks_total counter
 gatehouse_checks_total{outcome="allowed",tenant="orders"} 1
 gatehouse_checks_total{outcome="denied",tenant="payments"} 1

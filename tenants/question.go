@@ -2,6 +2,7 @@ package tenants
 
 import (
 	"errors"
+	"log/slog"
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -34,9 +35,9 @@ type Question struct {
 	// that it is an item of, the caller's trace and request, and who asks.
 	BatchDecisionID string
 	Batch           *decisionlog.Batch
-	TraceID, SpanID string
-	RequestID       uint64
-	RequestedBy     string
+	Trace
+	RequestID   uint64
+	RequestedBy string
 
 	// Twins are questions with the same input, which are not asked: each is
 	// recorded as a decision of its own, with the answer to this one.
@@ -59,6 +60,15 @@ type Question struct {
 	// within the deadline, and may still run after Decide has returned: it
 	// must not use what its maker reuses.
 	Input Input
+}
+
+// Attrs name the question in the logs of the server: its decision, and the trace
+// of its caller where there is one.
+func (q *Question) Attrs() slog.Attr {
+	if q.TraceID == "" {
+		return slog.Group("", "decision_id", q.DecisionID)
+	}
+	return slog.Group("", "decision_id", q.DecisionID, "trace_id", q.TraceID)
 }
 
 // Input makes the input document of a question, when it is asked for.
@@ -126,6 +136,9 @@ type Answer struct {
 	// State is that of a View of what has answered, or of what was there just
 	// before. "": nothing was there.
 	State string
+
+	// Naming says where a header is to name the decision. Nil: nowhere.
+	Naming *Naming
 
 	// Evaluation is how long the evaluation took, where that was asked for.
 	Evaluation time.Duration

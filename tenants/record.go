@@ -11,18 +11,20 @@ import (
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/version"
 
+	"github.com/gatehouse-authz/gatehouse/control"
 	"github.com/gatehouse-authz/gatehouse/decisionlog"
 	"github.com/gatehouse-authz/gatehouse/policy"
 )
 
-// record keeps one answer in the tenant's decision log. Its error, which wraps
-// ErrNotLogged, says that the answer must not be given.
+// record keeps one answer in the tenant's decision log, and among its last
+// decisions. Its error, which wraps ErrNotLogged, says that the answer must not be
+// given.
 func (c *call) record(q *Question, a *Answer, r *result, took time.Duration) error {
-	log := c.in.log.Load()
-	if log == nil {
+	log, remembers := c.in.log.Load(), c.in.remembers.Load()
+	if log == nil && !remembers {
 		return nil
 	}
-	e := &decisionlog.Event{
+	e := decisionlog.Event{
 		DecisionID: q.DecisionID, BatchDecisionID: q.BatchDecisionID, Batch: q.Batch,
 		TraceID: q.TraceID, SpanID: q.SpanID, RequestedBy: q.RequestedBy, RequestID: q.RequestID,
 		Timestamp:     time.Now(),
@@ -49,10 +51,22 @@ func (c *call) record(q *Question, a *Answer, r *result, took time.Duration) err
 		}
 	}
 	e.Custom = c.customOf(a)
-	if err := log.Record(c.deadline(c.start), e); err != nil {
-		return fmt.Errorf("%w: %w", ErrNotLogged, err)
+	e.Outcome = outcomeNames[outcomeOf(a)]
+	e.Size = decisionlog.SizeOf(e.Input, e.Result, e.NDBuiltinCache)
+	var err error
+	if log != nil {
+		logged := e // the log's own
+		if err = log.Record(c.deadline(c.start), &logged); err != nil {
+			err = fmt.Errorf("%w: %w", ErrNotLogged, err)
+		}
 	}
-	return nil
+	if remembers {
+		if err != nil {
+			e.Error, e.Result, e.Outcome = err, nil, outcomeNames[outcomeNotLogged]
+		}
+		c.remember(q, a, r, &e)
+	}
+	return err
 }
 
 // The keys of what a decision log has beside what OPA's has.
@@ -112,17 +126,24 @@ type filter struct {
 	drop, mask string // entry points; "": there is no such rule
 }
 
+// filters are the entry points of the drop and mask rules. Also a tenant without
+// a decision log has them, for those who look at its last decisions.
+func (s *Settings) filters() (drop, mask string) {
+	if s.Log == nil {
+		return control.DefaultDrop, control.DefaultMask
+	}
+	return s.Log.Drop, s.Log.Mask
+}
+
 // filterOf returns the filter of a revision; nil: it has neither rule.
 func (in *instance) filterOf(p *policy.Policy) decisionlog.Filter {
-	if in.settings.Log == nil {
-		return nil
-	}
 	f := &filter{policy: p, env: in.env}
-	if p.Has(in.settings.Log.Drop) {
-		f.drop = in.settings.Log.Drop
+	drop, mask := in.settings.filters()
+	if p.Has(drop) {
+		f.drop = drop
 	}
-	if p.Has(in.settings.Log.Mask) {
-		f.mask = in.settings.Log.Mask
+	if p.Has(mask) {
+		f.mask = mask
 	}
 	if f.drop == "" && f.mask == "" {
 		return nil
@@ -162,9 +183,13 @@ func (f *filter) eval(ctx context.Context, entry string, event ast.Value) (ast.V
 // maxFilterTime bounds one evaluation of a drop or mask rule.
 const maxFilterTime = 100 * time.Millisecond
 
+// filterTime bounds one of this tenant's.
+func (in *instance) filterTime() time.Duration { return min(in.limits.EvaluationTime, maxFilterTime) }
+
 // openLog opens the decision log of in, which is loading, if it wants one and has
 // none yet.
 func (p *Pool) openLog(in *instance) {
+	in.remembers.Store(p.cfg.Logs != nil && p.cfg.Logs.Remembers())
 	log := in.settings.Log
 	if log == nil || p.cfg.Logs == nil || in.log.Load() != nil {
 		return
@@ -172,7 +197,7 @@ func (p *Pool) openLog(in *instance) {
 	settings := log.Settings
 	settings.Tenant = string(in.id)
 	settings.Labels = p.labelsOf(in.id, in.settings)
-	settings.FilterTime = min(in.limits.EvaluationTime, maxFilterTime)
+	settings.FilterTime = in.filterTime()
 	settings.Turned = in.reportSoon
 	in.log.Store(p.cfg.Logs.Open(settings))
 }

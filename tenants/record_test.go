@@ -239,7 +239,7 @@ func TestLogPathAndInput(t *testing.T) {
 	})
 	s.Set("orders", "package envoy.authz\nallow := true\nother := false")
 	questions := []tenants.Question{
-		{DecisionID: "1", Input: authztest.Input(`{"a": 1}`), TraceID: "t", SpanID: "s", RequestID: 7, RequestedBy: "10.0.0.1"},
+		{DecisionID: "1", Input: authztest.Input(`{"a": 1}`), Trace: tenants.Trace{TraceID: "t", SpanID: "s"}, RequestID: 7, RequestedBy: "10.0.0.1"},
 		{DecisionID: "2", Input: authztest.Input(`{}`), Entry: "envoy/authz/other", BatchDecisionID: "b", Batch: &decisionlog.Batch{Key: "k", Size: 3}},
 		{DecisionID: "3", Input: authztest.Input(`no JSON`)},
 		{DecisionID: "4", Input: authztest.Input(`{}`), Entry: "envoy/authz/allow"},

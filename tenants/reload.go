@@ -118,6 +118,8 @@ func (p *Pool) replace(fresh *instance, feeds []*feed, err error) {
 	p.leave(old)
 	fresh.feeds, fresh.state = feeds, Warm
 	p.warm.Add(fresh.id, fresh)
+	p.metrics.name(fresh)
+	p.metrics.loaded(fresh)
 	close(fresh.ready)
 	p.bury(old)
 	if told := p.cfg.Activated; told != nil {
@@ -131,7 +133,7 @@ func (p *Pool) replace(fresh *instance, feeds []*feed, err error) {
 func (s *Settings) equal(t *Settings) bool {
 	return s.Discovery.Equal(t.Discovery) && s.Network == t.Network && reflect.DeepEqual(s.Caching, t.Caching) && s.Status.Equal(t.Status) && s.Log.Equal(t.Log) && s.HTTP.Identity() == t.HTTP.Identity() && s.NDBuiltinCache == t.NDBuiltinCache &&
 		s.Limits == t.Limits && s.OnError == t.OnError && s.WholeBody == t.WholeBody &&
-		slices.Equal(s.AllowHeaders, t.AllowHeaders) &&
+		slices.Equal(s.AllowHeaders, t.AllowHeaders) && s.Naming == t.Naming &&
 		maps.Equal(s.Labels, t.Labels) &&
 		slices.EqualFunc(s.Bundles, t.Bundles, sameBundle) &&
 		s.Entry == t.Entry && s.Path == t.Path && slices.Equal(s.Entries, t.Entries) &&

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/gatehouse-authz/gatehouse/bundles"
 	"github.com/gatehouse-authz/gatehouse/control"
@@ -307,7 +308,10 @@ func (r *reporter) post(ctx context.Context, text []byte) error {
 	if !restraint.ask(time.Now()) {
 		return errRestraint
 	}
+	ctx, span := r.pool.cfg.Tracing.roundTrip(ctx, "status report", trace.SpanKindClient)
+	span.set(attrTenant.String(string(r.in.id)))
 	err := r.sink.Send(ctx, text)
+	span.end(err)
 	restraint.answered(err)
 	if err != nil {
 		r.pool.metrics.reports.WithLabelValues("failed").Inc()

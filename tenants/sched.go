@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/gatehouse-authz/gatehouse/policy"
 )
@@ -89,6 +90,7 @@ type slots struct {
 // other questions unless its caller left it.
 type job struct {
 	// Set by the caller before submit.
+	tenant   ID
 	slots    *slots
 	guard    *instance // asked first; nil: none
 	policy   *policy.Policy
@@ -100,6 +102,9 @@ type job struct {
 	index    int       // the question's place in its batch
 	deadline time.Time // the caller waits no longer
 	done     chan<- *job
+
+	span  trace.Span // of the question; nil: it is not recorded
+	asked time.Time  // when the span begins, where there is one
 
 	observes bool // what the evaluation does is to be recorded
 	cancel   policy.Cancel
@@ -377,7 +382,7 @@ func (s *scheduler) loop(_ *[stackFloor]byte) {
 func (s *scheduler) evaluate(j *job) {
 	defer func() {
 		if r := recover(); r != nil {
-			s.log.Error("panic while deciding", "panic", r, "decision_id", j.question.DecisionID, "stack", string(debug.Stack()))
+			s.log.Error("panic while deciding", "panic", r, "tenant", j.tenant, j.question.Attrs(), "stack", string(debug.Stack()))
 			j.decision, j.err = policy.Decision{}, ErrPanic
 		}
 	}()
@@ -389,9 +394,13 @@ func (s *scheduler) evaluate(j *job) {
 		return
 	}
 	j.made.Store(true)
+	ctx := context.Background()
+	if j.span != nil {
+		ctx = trace.ContextWithSpan(ctx, j.span)
+	}
 	if g := j.guard; g != nil {
 		rev := g.current.Load()
-		j.decision, j.err = rev.policy.Decide(context.Background(), g.settings.Entry, j.input, g.env, &j.cancel)
+		j.decision, j.err = rev.policy.Decide(ctx, g.settings.Entry, j.input, g.env, &j.cancel)
 		if j.err != nil {
 			j.err = fmt.Errorf("%w: %w", ErrGuard, j.err)
 		}
@@ -406,12 +415,12 @@ func (s *scheduler) evaluate(j *job) {
 	}
 	if j.question.Value {
 		var v ast.Value
-		if v, j.err = j.policy.EvalObserved(context.Background(), j.entry, j.input, j.env, &j.cancel, observed); j.err == nil {
+		if v, j.err = j.policy.EvalObserved(ctx, j.entry, j.input, j.env, &j.cancel, observed); j.err == nil {
 			j.decision = valueDecision(v)
 		}
 		return
 	}
-	j.decision, j.err = j.policy.DecideObserved(context.Background(), j.entry, j.input, j.env, &j.cancel, observed)
+	j.decision, j.err = j.policy.DecideObserved(ctx, j.entry, j.input, j.env, &j.cancel, observed)
 }
 
 // valueDecision is the Decision of a question for a value.

@@ -1,6 +1,9 @@
 package tenants
 
 import (
+	"fmt"
+	"regexp"
+	"strings"
 	"time"
 
 	"github.com/gatehouse-authz/gatehouse/control"
@@ -28,7 +31,39 @@ type Settings struct {
 
 	// AllowHeaders are reserved headers that the tenant's policy may change.
 	AllowHeaders []string
+
+	// Naming says where a header names the decision.
+	Naming Naming
 }
+
+// Naming says where a header names the decision. The zero Naming: nowhere.
+type Naming struct {
+	Header   string // in lower case
+	Upstream bool   // on the requests that are allowed
+	Client   bool   // on answers to the client
+}
+
+// headerName is what the header may be called: no header that means something to
+// others.
+var headerName = regexp.MustCompile(`^x-[a-z0-9]+(-[a-z0-9]+)*$`)
+
+// CheckHeader returns an error where no decision may be named in a header of this
+// name, in any case.
+func CheckHeader(name string) error {
+	name = strings.ToLower(name)
+	if !headerName.MatchString(name) || len(name) > 64 {
+		return fmt.Errorf("%q is not a name like x-gatehouse-decision-id, of at most 64 bytes", name)
+	}
+	for _, prefix := range []string{"x-envoy-", "x-forwarded-", "x-amz-", "x-request-id"} {
+		if strings.HasPrefix(name, prefix) {
+			return fmt.Errorf("%q means something else to proxies", name)
+		}
+	}
+	return nil
+}
+
+// On reports whether there is such a header. Then no client can set it.
+func (n *Naming) On() bool { return n != nil && n.Header != "" && (n.Upstream || n.Client) }
 
 // Limits bound what one tenant may use. A zero field means its default.
 type Limits struct {

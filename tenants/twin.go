@@ -23,7 +23,7 @@ func (c *call) recordAll(q *Question, a *Answer, r *result, took time.Duration) 
 	for _, t := range q.Twins {
 		twin := *q
 		twin.DecisionID, twin.Batch = t.DecisionID, t.Batch
-		if err := c.record(&twin, a, r, took); err != nil {
+		if err := c.recordTraced(&twin, a, r, took); err != nil {
 			return err
 		}
 	}

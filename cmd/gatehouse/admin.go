@@ -27,10 +27,14 @@ import (
 //	GET /tenants            all tenants that are known
 //	GET /tenants/{tenant}   one of them
 //	POST /tenants/{tenant}/refresh   ask its sources now; answers when done
+//	GET /tenants/{tenant}/decisions  its last decisions
+//	POST /tenants/{tenant}/explain   why its policy decides as it does
+//	GET, PUT, DELETE /log            from which level on the server logs
 //
-// The last three name tenants, say why they fail and cause work, and answer only
-// where the listener is reached from this machine alone.
-func newAdmin(pool *tenants.Pool, ready *readiness, gatherer prometheus.Gatherer, local bool, log *slog.Logger) *http.Server {
+// From /tenants on they name tenants, say why they fail, show what was asked and
+// cause work, and answer only where the listener is reached from this machine
+// alone, or asks for certificates.
+func newAdmin(pool *tenants.Pool, ready *readiness, gatherer prometheus.Gatherer, local bool, log *slog.Logger, level *logLevel) *http.Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
@@ -49,10 +53,13 @@ func newAdmin(pool *tenants.Pool, ready *readiness, gatherer prometheus.Gatherer
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{
 		ErrorLog:            slog.NewLogLogger(log.Handler(), slog.LevelError),
+		EnableOpenMetrics:   true, // exemplars are shown in it alone
 		MaxRequestsInFlight: 4,
 		Timeout:             20 * time.Second,
 	}))
 	if local {
+		handleDecisions(mux, pool)
+		level.handle(mux, log)
 		mux.HandleFunc("GET /tenants", func(w http.ResponseWriter, _ *http.Request) {
 			writeJSON(w, http.StatusOK, pool.Tenants())
 		})

@@ -47,12 +47,15 @@ type Config struct {
 	// Persist keeps the last good bundles on disk.
 	Persist Persist `yaml:"persist"`
 
+	// Log says what Gatehouse logs of itself, on standard error.
+	Log Log `yaml:"log"`
+
 	// Redact is default: secrets in the headers of a request, of a result and of
 	// what builtins gave, and certificates, are hidden in decision logs, whatever
 	// else a policy's mask hides; or none. Default default.
 	Redact string `yaml:"redact"`
 
-	// Telemetry is of a later version: otlp.endpoint: "" only.
+	// Telemetry is what Gatehouse tells an OpenTelemetry collector.
 	Telemetry Telemetry `yaml:"telemetry"`
 }
 
@@ -79,6 +82,18 @@ type GRPC struct {
 	// so that proxies spread over replicas that are new. What was begun on it
 	// ends first. Default 1h.
 	MaxConnectionAge Duration `yaml:"max_connection_age"`
+}
+
+// Log says what Gatehouse logs of itself. -log-level and -log-format, and what
+// stands for them in the environment, hold before it.
+type Log struct {
+	// Level is debug, info, warn or error: what is below it is not logged. It
+	// changes while the server runs; PUT /log on the admin listener changes it
+	// for a while. Default info.
+	Level string `yaml:"level"`
+
+	// Format is json or text. Default json.
+	Format string `yaml:"format"`
 }
 
 // Drain says how the server stops.
@@ -170,9 +185,24 @@ type Tenants struct {
 	// 256MiB.
 	LogMemory Size `yaml:"log_memory"`
 
+	// RecentDecisions is how many of its last decisions are remembered of each
+	// tenant, for /tenants/{tenant}/decisions and /explain on the admin listener,
+	// at most 1000. Default 100; 0: none.
+	RecentDecisions Count `yaml:"recent_decisions"`
+
+	// RecentMemory bounds what the last decisions of all tenants take; the oldest
+	// of all are forgotten to stay within it. Default 1/64 of the memory limit,
+	// at most 16MiB.
+	RecentMemory Size `yaml:"recent_memory"`
+
 	// MaxLongPolls is how many bundles are waited for at once at services that
 	// answer when there is something new. The others are polled. Default 100.
 	MaxLongPolls Count `yaml:"max_long_polls"`
+
+	// MetricLabels is how many tenants have a label of their own in metrics: those
+	// that came first. The others share the label _other. Default 10000; 0: all
+	// share it.
+	MetricLabels Count `yaml:"metric_labels"`
 
 	// Preload names tenants that are loaded at start; ["*"] all those of the
 	// directory. Default none.
@@ -209,9 +239,27 @@ type TenantKeys struct {
 	// Network opens http.send to policies. Default: there is no http.send.
 	Network Network `yaml:"network"`
 
+	// DecisionID is the header that names the decision, towards the backend and
+	// the client.
+	DecisionID DecisionID `yaml:"decision_id"`
+
 	// Evaluator is auto or topdown, which are the same in this version.
 	// Default auto.
 	Evaluator string `yaml:"evaluator"`
+}
+
+// DecisionID says where a header names the decision. Where it is on, a client
+// cannot set the header: it is overwritten, or taken away.
+type DecisionID struct {
+	// Header is its name. Default x-gatehouse-decision-id.
+	Header string `yaml:"header"`
+
+	// Upstream has requests that are allowed carry it. Default false.
+	Upstream bool `yaml:"upstream"`
+
+	// Client has answers to clients carry it, of requests that are allowed and of
+	// those that are denied. Default false.
+	Client bool `yaml:"client"`
 }
 
 // Override is what the file says of a single tenant.
@@ -281,13 +329,6 @@ type Network struct {
 	AllowHosts []string `yaml:"allow_hosts"`
 }
 
-// Telemetry is of a later version.
-type Telemetry struct {
-	OTLP struct {
-		Endpoint string `yaml:"endpoint"`
-	} `yaml:"otlp"`
-}
-
 // defaultHTTP is where the HTTP API listens.
 const defaultHTTP = "127.0.0.1:8181"
 
@@ -305,7 +346,10 @@ func defaultConfig() *Config {
 			Capacity:     10_000,
 			Parked:       1000,
 			MaxLongPolls: 100,
-			GracePeriod:  Duration(5 * time.Minute),
+			MetricLabels: 10_000,
+
+			RecentDecisions: 100,
+			GracePeriod:     Duration(5 * time.Minute),
 			TenantKeys: TenantKeys{
 				Limits: Limits{
 					EvaluationTime:      Duration(500 * time.Millisecond),
@@ -314,10 +358,14 @@ func defaultConfig() *Config {
 					BodyBytes:           1 << 20,
 					BodyMemory:          64 << 20,
 				},
+				DecisionID:    DecisionID{Header: "x-gatehouse-decision-id"},
 				OnPartialBody: "evaluate",
 				Evaluator:     "auto",
 			},
 		},
 		Redact: "default",
+
+		Telemetry: defaultTelemetry(),
+		Log:       Log{Level: "info", Format: "json"},
 	}
 }

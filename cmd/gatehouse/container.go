@@ -92,6 +92,7 @@ type budgets struct {
 	messages int64 // checks being answered
 	bodies   int64 // bodies being read, of all tenants
 	logs     int64 // decisions that are not delivered
+	recent   int64 // decisions that are remembered
 }
 
 // Shares of the memory limit, and what they are at most.
@@ -100,7 +101,9 @@ const (
 	messagesShare = 8
 	bodiesShare   = 16
 	logsShare     = 8
+	recentShare   = 64
 	maxLogs       = 256 << 20
+	maxRecent     = 16 << 20
 	maxMessages   = 512 << 20
 	maxBodies     = 256 << 20
 )
@@ -108,13 +111,16 @@ const (
 // newBudgets returns the budgets that the file sets, or those that follow from
 // the memory limit.
 func newBudgets(cfg *Tenants) budgets {
-	b := budgets{tenants: int64(cfg.Memory), messages: maxMessages, bodies: int64(cfg.BodyMemory), logs: int64(cfg.LogMemory)}
+	b := budgets{tenants: int64(cfg.Memory), messages: maxMessages, bodies: int64(cfg.BodyMemory), logs: int64(cfg.LogMemory), recent: int64(cfg.RecentMemory)}
 	limit := debug.SetMemoryLimit(-1)
 	if b.bodies == 0 {
 		b.bodies = min(maxBodies, limit/bodiesShare)
 	}
 	if b.logs == 0 {
 		b.logs = min(maxLogs, limit/logsShare)
+	}
+	if b.recent == 0 {
+		b.recent = min(maxRecent, limit/recentShare)
 	}
 	b.messages = min(b.messages, limit/messagesShare)
 	if limit != math.MaxInt64 && b.tenants == 0 {

@@ -38,6 +38,7 @@ type Loaded struct {
 	Preload     []tenants.ID
 	Required    []tenants.ID
 	Descriptors map[string]*extauthz.Descriptors // :: proto-descriptor file → its types
+	Propagators tenants.Propagators
 	Notes       []fault
 	Guard       *tenants.Settings // nil: there is none
 
@@ -69,7 +70,7 @@ func load(path, dir string, anyDir bool) (*Loaded, error) {
 			l.fault("", "%s", err)
 		}
 	}
-	if anyDir && dir == "" && l.places.line("opa.bundles") == l.places.line("opa") {
+	if anyDir && dir == "" && !l.namesBundles() {
 		l.Dir = new(bundles.Dir)
 	}
 	l.check(dir != "" || l.Dir != nil)
@@ -85,6 +86,20 @@ func load(path, dir string, anyDir bool) (*Loaded, error) {
 		return nil, errors.Join(all...)
 	}
 	return l.Loaded, nil
+}
+
+// namesBundles reports whether the file says where bundles come from.
+func (l *loader) namesBundles() bool {
+	n := &l.OPA
+	if n.Kind == yaml.AliasNode {
+		n = n.Alias
+	}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		if key := n.Content[i].Value; key == "bundles" || key == "discovery" {
+			return true
+		}
+	}
+	return false
 }
 
 // loader collects faults while it loads.
@@ -167,7 +182,7 @@ func (l *loader) yaml(err error) {
 // check checks what the file asks for as a whole, and makes of it what the
 // rest needs.
 func (l *loader) check(hasDir bool) {
-	l.absent()
+	l.redact()
 	if _, _, err := listenAddress(l.GRPC.Listen); err != nil {
 		l.fault("grpc.listen", "%s", err)
 	}
@@ -177,7 +192,11 @@ func (l *loader) check(hasDir bool) {
 		}
 	}
 	l.http()
+	l.log()
 	l.transport()
+	if l.Tenants.RecentDecisions > maxRecentDecisions {
+		l.fault("tenants.recent_decisions", "is %d, limit %d", l.Tenants.RecentDecisions, maxRecentDecisions)
+	}
 	if l.Tenants.Capacity < 1 {
 		l.fault("tenants.capacity", "is 0, at least 1 is needed")
 	}
@@ -196,8 +215,22 @@ func (l *loader) check(hasDir bool) {
 	if n := len(l.Required) + len(l.Preload); l.Tenants.Capacity > 0 && n > int(l.Tenants.Capacity) {
 		l.fault("tenants.capacity", "is %d, less than the %d tenants to preload", l.Tenants.Capacity, n)
 	}
+	l.telemetry()
 	l.guard()
 	l.opa()
+}
+
+// maxRecentDecisions bounds the decisions of a tenant that are remembered.
+const maxRecentDecisions = 1000
+
+// log checks what is logged.
+func (l *loader) log() {
+	if _, err := parseLevel(l.Log.Level); err != nil {
+		l.fault("log.level", "%q is not debug, info, warn or error", l.Log.Level)
+	}
+	if l.Log.Format != "json" && l.Log.Format != "text" {
+		l.fault("log.format", "%q is not json or text", l.Log.Format)
+	}
 }
 
 // transport checks the certificates and what relies on them.
@@ -226,14 +259,8 @@ func (l *loader) transport() {
 	}
 }
 
-// absent faults what this version does not have, unless it asks for nothing.
-func (l *loader) absent() {
-	none := func(path string, ok bool) {
-		if !ok {
-			l.fault(path, "not supported by this version")
-		}
-	}
-	none("telemetry.otlp.endpoint", l.Telemetry.OTLP.Endpoint == "")
+// redact checks what is hidden.
+func (l *loader) redact() {
 	if l.Redact != "default" && l.Redact != "none" {
 		l.fault("redact", "%q is not default or none", l.Redact)
 	}
@@ -250,6 +277,9 @@ func (l *loader) tenantKeys(path string, k *TenantKeys) {
 	}
 	if k.Evaluator != "auto" && k.Evaluator != "topdown" {
 		l.fault(join(path, "evaluator"), "%q is not auto or topdown", k.Evaluator)
+	}
+	if err := tenants.CheckHeader(k.DecisionID.Header); err != nil {
+		l.fault(join(path, "decision_id.header"), "%s", err)
 	}
 	if _, err := networkOf(k.Network.AllowHosts); err != nil {
 		l.fault(join(path, "network.allow_hosts"), "%s", err)
@@ -414,6 +444,7 @@ func (l *loader) environment(path string, v any) any {
 func (l *loader) set(path string, block map[string]any, keys TenantKeys) tenantSet {
 	template, notes, err := control.Parse(block, control.Options{
 		Dir: l.Dir, Limits: l.limits(keys.Limits), KeepArchive: l.Persist.Directory != "",
+		Records: l.Config.Telemetry.OTLP.Endpoint != "",
 	})
 	for _, n := range notes {
 		l.note(join(path, n.Path), n.Text)
@@ -471,5 +502,8 @@ func (l *Loaded) Settings(id tenants.ID) (*tenants.Settings, error) {
 		WholeBody:    set.keys.OnPartialBody == "deny",
 		Network:      set.network,
 		AllowHeaders: set.keys.AllowHeaders,
+		Naming: tenants.Naming{
+			Header: strings.ToLower(set.keys.DecisionID.Header), Upstream: set.keys.DecisionID.Upstream, Client: set.keys.DecisionID.Client,
+		},
 	}, nil
 }

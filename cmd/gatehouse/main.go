@@ -4,7 +4,8 @@
 //
 //	gatehouse serve [-c gatehouse.yaml] [DIR]
 //	gatehouse validate [-c gatehouse.yaml] [BUNDLE...]
-//	gatehouse version
+//	gatehouse version [-json]
+//	gatehouse health [-url http://127.0.0.1:8282/readyz] [-timeout 2s]
 //
 // serve runs until SIGTERM or SIGINT, then drains. With DIR, each folder
 // DIR/<tenant>/ or archive DIR/<tenant>.tar.gz is the bundle of a tenant. One of
@@ -13,7 +14,12 @@
 // validate says what serve would refuse, in the file and in bundles (archives or
 // folders), each fault with its place.
 //
-// Flags, and the environment variables that stand for them:
+// version says what this binary was built from. health asks a running gatehouse
+// whether it is ready, and fails when it is not or does not answer in time: the
+// health check of a container that has no shell. GATEHOUSE_HEALTH_URL stands for
+// its -url.
+//
+// Flags of serve and validate, and the environment variables that stand for them:
 //
 //	-c FILE            GATEHOUSE_CONFIG      the operator's file; see Config
 //	-log-level LEVEL   GATEHOUSE_LOG_LEVEL   debug, info (default), warn or error
@@ -36,7 +42,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime/debug"
+	"strings"
 	"syscall"
 )
 
@@ -58,7 +64,8 @@ func (e usageError) Error() string { return string(e) + "\n" + usage }
 const usage = `usage:
   gatehouse serve [-c gatehouse.yaml] [DIR]
   gatehouse validate [-c gatehouse.yaml] [BUNDLE...]
-  gatehouse version`
+  gatehouse version [-json]
+  gatehouse health [-url http://127.0.0.1:8282/readyz] [-timeout 2s]`
 
 func exitCode(err error) int {
 	var u usageError
@@ -87,8 +94,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		}
 		return serve(ctx, opts)
 	case "version":
-		fmt.Fprintln(stdout, version())
-		return nil
+		return printVersion(args[1:], stdout, stderr)
+	case "health":
+		return askHealth(ctx, args[1:], getenv, stdout, stderr)
 	case "help", "-h", "-help", "--help":
 		fmt.Fprintln(stdout, usage)
 		return nil
@@ -102,17 +110,20 @@ type options struct {
 	config string
 	args   []string
 	log    *slog.Logger
+	level  *logLevel // from which on log logs
+	format string    // of log, where the command line or the environment says it
+	stderr io.Writer
 }
 
 func parseFlags(command string, args []string, getenv func(string) string, stderr io.Writer) (*options, error) {
-	opts := &options{}
-	level, format := or(getenv("GATEHOUSE_LOG_LEVEL"), "info"), or(getenv("GATEHOUSE_LOG_FORMAT"), "json")
+	opts := &options{level: new(logLevel), format: getenv("GATEHOUSE_LOG_FORMAT"), stderr: stderr}
+	level := getenv("GATEHOUSE_LOG_LEVEL")
 	flags := flag.NewFlagSet(command, flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.Usage = func() { fmt.Fprintln(stderr, usage); flags.PrintDefaults() }
 	flags.StringVar(&opts.config, "c", getenv("GATEHOUSE_CONFIG"), "the operator's `FILE`")
-	flags.StringVar(&level, "log-level", level, "debug, info, warn or error")
-	flags.StringVar(&format, "log-format", format, "json or text")
+	flags.StringVar(&level, "log-level", level, "debug, info, warn or error; default what the file says, or info")
+	flags.StringVar(&opts.format, "log-format", opts.format, "json or text; default what the file says, or json")
 	for len(args) > 0 { // flags may stand behind arguments, too
 		if err := flags.Parse(args); err != nil {
 			if errors.Is(err, flag.ErrHelp) {
@@ -131,19 +142,29 @@ func parseFlags(command string, args []string, getenv func(string) string, stder
 	if command == "serve" && len(opts.args) > 1 {
 		return nil, usageError(fmt.Sprintf("serve wants one directory, got %d", len(opts.args)))
 	}
-	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
-		return nil, usageError(fmt.Sprintf("log level %q is not debug, info, warn or error", level))
+	if level != "" {
+		l, err := parseLevel(strings.ToLower(level))
+		if err != nil {
+			return nil, usageError(fmt.Sprintf("log level %q is not debug, info, warn or error", level))
+		}
+		opts.level.configure(l)
+		opts.level.fixed = true
 	}
-	switch handler := (&slog.HandlerOptions{Level: l}); format {
-	case "json":
-		opts.log = slog.New(slog.NewJSONHandler(stderr, handler))
-	case "text":
-		opts.log = slog.New(slog.NewTextHandler(stderr, handler))
-	default:
-		return nil, usageError(fmt.Sprintf("log format %q is not json or text", format))
+	var err error
+	if opts.log, err = newLogger(stderr, or(opts.format, "json"), opts.level); err != nil {
+		return nil, usageError(fmt.Sprintf("log format %q %s", opts.format, err))
 	}
 	return opts, nil
+}
+
+// logAs has the server log as the file says, where the command line and the
+// environment say nothing. The file has been checked.
+func (o *options) logAs(c Log) {
+	level, _ := parseLevel(c.Level)
+	o.level.configure(level)
+	if o.format == "" {
+		o.log, _ = newLogger(o.stderr, c.Format, o.level)
+	}
 }
 
 func or(s, def string) string {
@@ -151,28 +172,4 @@ func or(s, def string) string {
 		return def
 	}
 	return s
-}
-
-// version says what this binary is, as far as its build recorded it.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "gatehouse (unknown build)"
-	}
-	revision, modified := "", ""
-	for _, s := range info.Settings {
-		switch {
-		case s.Key == "vcs.revision":
-			revision = " " + s.Value
-		case s.Key == "vcs.modified" && s.Value == "true":
-			modified = "+changes"
-		}
-	}
-	opa := ""
-	for _, dep := range info.Deps {
-		if dep.Path == "github.com/open-policy-agent/opa" {
-			opa = ", OPA " + dep.Version
-		}
-	}
-	return fmt.Sprintf("gatehouse %s%s%s, %s%s", info.Main.Version, revision, modified, info.GoVersion, opa)
 }

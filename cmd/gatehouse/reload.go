@@ -36,6 +36,7 @@ type reloader struct {
 	web         *httpserve.Server
 	certs       []*certificates
 	log         *slog.Logger
+	level       *logLevel
 	outcomes    *prometheus.CounterVec
 	applied     prometheus.Gauge
 }
@@ -125,6 +126,8 @@ func (r *reloader) reload() {
 	for _, key := range needRestart(r.current, next) {
 		r.log.Warn("changed setting needs a restart", "key", key)
 	}
+	level, _ := parseLevel(next.Log.Level) // load has checked it already
+	r.level.configure(level)
 	r.current = next
 	r.outcomes.WithLabelValues("applied").Inc()
 	r.applied.SetToCurrentTime()
@@ -136,20 +139,25 @@ func (r *reloader) reload() {
 func needRestart(old, next *Loaded) []string {
 	var keys []string
 	for key, pair := range map[string][2]any{
-		"grpc":                   {old.GRPC, next.GRPC},
-		"drain":                  {old.Drain, next.Drain},
-		"admin":                  {old.Admin, next.Admin},
-		"http.listen":            {[]any{old.HTTP.Listen, old.listensHTTP()}, []any{next.HTTP.Listen, next.listensHTTP()}},
-		"http.tls":               {old.HTTP.TLS, next.HTTP.TLS},
-		"persist":                {old.Persist, next.Persist},
-		"guard":                  {old.Guard, next.Guard},
-		"tenants.preload":        {old.Tenants.Preload, next.Tenants.Preload},
-		"tenants.required":       {old.Tenants.Required, next.Tenants.Required},
-		"tenants.memory":         {old.Tenants.Memory, next.Tenants.Memory},
-		"tenants.log_memory":     {old.Tenants.LogMemory, next.Tenants.LogMemory},
-		"tenants.max_long_polls": {old.Tenants.MaxLongPolls, next.Tenants.MaxLongPolls},
-		"redact":                 {old.Redact, next.Redact},
-		"tenants.body_memory":    {old.Tenants.BodyMemory, next.Tenants.BodyMemory},
+		"grpc":                     {old.GRPC, next.GRPC},
+		"drain":                    {old.Drain, next.Drain},
+		"admin":                    {old.Admin, next.Admin},
+		"http.listen":              {[]any{old.HTTP.Listen, old.listensHTTP()}, []any{next.HTTP.Listen, next.listensHTTP()}},
+		"http.tls":                 {old.HTTP.TLS, next.HTTP.TLS},
+		"persist":                  {old.Persist, next.Persist},
+		"guard":                    {old.Guard, next.Guard},
+		"tenants.preload":          {old.Tenants.Preload, next.Tenants.Preload},
+		"tenants.required":         {old.Tenants.Required, next.Tenants.Required},
+		"tenants.memory":           {old.Tenants.Memory, next.Tenants.Memory},
+		"tenants.log_memory":       {old.Tenants.LogMemory, next.Tenants.LogMemory},
+		"tenants.max_long_polls":   {old.Tenants.MaxLongPolls, next.Tenants.MaxLongPolls},
+		"tenants.metric_labels":    {old.Tenants.MetricLabels, next.Tenants.MetricLabels},
+		"redact":                   {old.Redact, next.Redact},
+		"telemetry":                {old.Telemetry, next.Telemetry},
+		"log.format":               {old.Log.Format, next.Log.Format},
+		"tenants.recent_decisions": {old.Tenants.RecentDecisions, next.Tenants.RecentDecisions},
+		"tenants.recent_memory":    {old.Tenants.RecentMemory, next.Tenants.RecentMemory},
+		"tenants.body_memory":      {old.Tenants.BodyMemory, next.Tenants.BodyMemory},
 	} {
 		if !reflect.DeepEqual(pair[0], pair[1]) {
 			keys = append(keys, key)

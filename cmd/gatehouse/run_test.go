@@ -424,14 +424,14 @@ func TestBudgets(t *testing.T) {
 	old := debug.SetMemoryLimit(-1)
 	defer debug.SetMemoryLimit(old)
 	debug.SetMemoryLimit(math.MaxInt64)
-	if got := newBudgets(&Tenants{}); got != (budgets{0, 512 << 20, 256 << 20, 256 << 20}) {
+	if got := newBudgets(&Tenants{}); got != (budgets{0, 512 << 20, 256 << 20, 256 << 20, 16 << 20}) {
 		t.Errorf("without a limit: got %+v", got)
 	}
 	debug.SetMemoryLimit(256 << 20)
-	if got := newBudgets(&Tenants{}); got != (budgets{128 << 20, 32 << 20, 16 << 20, 32 << 20}) {
+	if got := newBudgets(&Tenants{}); got != (budgets{128 << 20, 32 << 20, 16 << 20, 32 << 20, 4 << 20}) {
 		t.Errorf("with 256 MiB: got %+v", got)
 	}
-	if got := newBudgets(&Tenants{Memory: 1, BodyMemory: 2, LogMemory: 3}); got != (budgets{1, 32 << 20, 2, 3}) {
+	if got := newBudgets(&Tenants{Memory: 1, BodyMemory: 2, LogMemory: 3, RecentMemory: 4}); got != (budgets{1, 32 << 20, 2, 3, 4}) {
 		t.Errorf("as set: got %+v", got)
 	}
 }

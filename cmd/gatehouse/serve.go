@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	_ "google.golang.org/grpc/encoding/gzip" // checks may come compressed
@@ -32,6 +31,7 @@ import (
 	"github.com/gatehouse-authz/gatehouse/extauthz"
 	"github.com/gatehouse-authz/gatehouse/httpserve"
 	"github.com/gatehouse-authz/gatehouse/schedule"
+	"github.com/gatehouse-authz/gatehouse/telemetry"
 	"github.com/gatehouse-authz/gatehouse/tenants"
 )
 
@@ -45,6 +45,8 @@ func serve(ctx context.Context, opts *options) error {
 	if err != nil {
 		return err
 	}
+	opts.logAs(cfg.Log)
+	defer opts.level.stop()
 	for _, n := range cfg.Notes {
 		opts.log.Warn("setting "+n.text, "key", n.path, "line", n.line)
 	}
@@ -65,10 +67,13 @@ type gatehouse struct {
 	cfg *Loaded
 	log *slog.Logger
 
-	pool    *tenants.Pool
-	logs    *decisionlog.Logs
-	ready   *readiness
-	reloads *reloader
+	registry  *prometheus.Registry
+	pool      *tenants.Pool
+	logs      *decisionlog.Logs
+	telemetry *telemetry.Telemetry // nil: off
+	records   *telemetry.Records   // nil: off
+	ready     *readiness
+	reloads   *reloader
 
 	grpc                       *grpc.Server
 	http, admin                *http.Server
@@ -78,9 +83,8 @@ type gatehouse struct {
 
 // newGatehouse makes one of a configuration.
 func newGatehouse(opts *options, dir string, cfg *Loaded, pace *pacer) (*gatehouse, error) {
-	s := &gatehouse{cfg: cfg, log: opts.log}
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registry := newRegistry()
+	s := &gatehouse{cfg: cfg, log: opts.log, registry: registry}
 	var err error
 	for _, c := range []struct {
 		key   string
@@ -98,11 +102,19 @@ func newGatehouse(opts *options, dir string, cfg *Loaded, pace *pacer) (*gatehou
 		}
 	}
 	budget := newBudgets(&cfg.Tenants)
+	instance := tenants.NewDecisionID()
+	if s.telemetry, err = newTelemetry(&cfg.Telemetry, instance, registry, s.log); err != nil {
+		return nil, err
+	}
+	if s.records, err = newRecords(&cfg.Telemetry, s.telemetry); err != nil {
+		return nil, err
+	}
 	work := schedule.New(int(cfg.Tenants.MaxLongPolls))
 	console := new(console)
 	s.logs = decisionlog.New(decisionlog.Config{
 		Memory: budget.logs, Schedule: work, Redact: cfg.Redact == "default", Console: console,
-		Registerer: registry, Logger: s.log,
+		Recent: int(cfg.Tenants.RecentDecisions), RecentBytes: budget.recent, Exporter: exporterOf(s.records),
+		Registerer: registry, Logger: s.log, Tracer: s.telemetry.Control(),
 	})
 	var web *httpserve.Server // there before the pool runs
 	s.pool = tenants.New(tenants.Config{
@@ -123,13 +135,16 @@ func newGatehouse(opts *options, dir string, cfg *Loaded, pace *pacer) (*gatehou
 		BodyMemory: budget.bodies,
 		Preload:    cfg.Preload,
 		Required:   cfg.Required,
+		Instance:   instance,
+		Tracing:    tenants.Tracing{Decisions: s.telemetry.Decisions(), Control: s.telemetry.Control(), Prints: s.telemetry != nil && cfg.Telemetry.Traces.Prints},
+		Labels:     parked(cfg.Tenants.MetricLabels),
 		Registerer: registry,
 		Logger:     s.log,
 	})
 
 	checkConfig := routing(cfg)
 	checkConfig.Pool, checkConfig.Refused, checkConfig.Logger = s.pool, s.pool.Refused, s.log
-	checkConfig.MessageMemory = budget.messages
+	checkConfig.MessageMemory, checkConfig.Propagators = budget.messages, cfg.Propagators
 	checkConfig.MaxMessageBytes = int(cfg.GRPC.MaxMessageBytes)
 	checks, err := extauthz.New(checkConfig)
 	if err != nil {
@@ -144,17 +159,19 @@ func newGatehouse(opts *options, dir string, cfg *Loaded, pace *pacer) (*gatehou
 	}
 
 	webConfig := httpConfig(cfg)
-	webConfig.Inputs = inputs(checks)
+	webConfig.Inputs, webConfig.Propagators = inputs(checks), cfg.Propagators
 	webConfig.Pool, webConfig.Answered, webConfig.Logger, webConfig.Memory = s.pool, answeredHTTP(registry), s.log, budget.bodies
 	if web, err = httpserve.New(webConfig); err != nil {
 		return nil, err
 	}
 	s.http = newHTTP(web, s.log)
+	registry.MustRegister(&figures{checks, web, work, []*certificates{s.grpcTLS, s.httpTLS, s.adminTLS}})
 
 	s.ready = &readiness{pool: s.pool, health: healthServer}
 	trusted := loopback(cfg.Admin.Listen) || cfg.Admin.TLS.ClientCA != ""
-	s.admin = newAdmin(s.pool, s.ready, registry, trusted, s.log)
+	s.admin = newAdmin(s.pool, s.ready, registry, trusted, s.log, opts.level)
 	s.reloads = newReloader(opts.config, dir, cfg, s.pool, checks, web, registry, s.log, s.grpcTLS, s.adminTLS, s.httpTLS)
+	s.reloads.level = opts.level
 	return s, nil
 }
 
@@ -250,7 +267,9 @@ func (s *gatehouse) run(ctx context.Context) error {
 	drainLogs(s.logs, end, s.log)
 	stopLogs()
 	delivery.Wait()
-	_ = s.admin.Close() // until now it told how it goes
+	_ = s.records.Close()                   // of what nobody uses any more
+	drainTelemetry(s.telemetry, end, s.log) // of all that was done before
+	_ = s.admin.Close()                     // until now it told how it goes
 	speakers.Wait()
 	if fault == nil && poolErr != nil {
 		s.log.Warn("stopped with evaluations left running", "error", poolErr)

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"sync/atomic"
+	"time"
 
 	"github.com/gatehouse-authz/gatehouse/peers"
 )
@@ -105,6 +106,9 @@ func (c *certificates) read() (*tls.Config, [sha256.Size]byte, error) {
 	}
 	return cfg, seen, nil
 }
+
+// expiry is when the certificate in use expires.
+func (c *certificates) expiry() time.Time { return c.current.Load().Certificates[0].Leaf.NotAfter }
 
 // verify refuses clients that have no ID, or none of those that are allowed. It
 // is asked for resumed sessions too.

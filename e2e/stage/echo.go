@@ -33,8 +33,11 @@ type Echo struct {
 }
 
 // StartEcho starts a backend.
-func StartEcho() (*Echo, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+func StartEcho() (*Echo, error) { return StartEchoAt("127.0.0.1:0") }
+
+// StartEchoAt starts a backend that listens on an address.
+func StartEchoAt(addr string) (*Echo, error) {
+	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, err
 	}
