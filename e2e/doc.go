@@ -11,7 +11,8 @@
 // testdata/peer; without it the recordings stand.
 //
 // Beside the tests there are commands: load drives checks at any server of
-// ext_authz, bench measures what a check costs, demo shows gatehouse at work.
+// ext_authz, bench measures what a check costs, demo shows gatehouse at work,
+// simulate says what a fleet would do with many tenants.
 // Package faults makes ill what gatehouse depends on, while others ask it. The
 // folders web and clients have tests in JavaScript: Chromium at the order desk of
 // the demo, and OPA's own client at the API.

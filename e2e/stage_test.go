@@ -212,7 +212,10 @@ var envoyTemplate = template.Must(template.New("envoy.yaml").Funcs(template.Func
 }).Parse(envoyText))
 
 // options of the Envoy as a whole.
-type options struct{ HealthCheck bool }
+type options struct {
+	HealthCheck bool
+	Collector   string // where its own spans go, over gRPC; "": it records none
+}
 
 // startEnvoy starts an Envoy that asks the gatehouse at an address.
 func startEnvoy(t *testing.T, binary, gatehouse string, opts options, listeners ...listener) *network {
