@@ -66,7 +66,7 @@ const (
 )
 
 // startDesk starts the server of the page that is in the repository at root.
-func startDesk(root string, t *teams) (*desk, error) {
+func startDesk(root string, t *teams, addr string) (*desk, error) {
 	d := &desk{
 		teams: t,
 		orders: []order{
@@ -101,7 +101,7 @@ func startDesk(root string, t *teams) (*desk, error) {
 	mux.HandleFunc("POST /storefront/products/{id}/publish", d.publish)
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { say(w, http.StatusNotFound, "there is no such page") })
 
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, err
 	}

@@ -22,7 +22,7 @@ func TestDesk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := startDesk(root, all)
+	d, err := startDesk(root, all, "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

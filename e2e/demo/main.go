@@ -13,6 +13,12 @@
 // with other ports, and gatehouse has deploy/demo/web/gatehouse.yaml; the tenants
 // are those of deploy/demo, copied, so that no change touches them.
 //
+// Its parts run alone, too, as the containers of deploy/compose do:
+//
+//	demo desk -listen ADDR -s3 URL [-root DIR]    the server of the order desk
+//	demo echo -listen ADDR                        the backend
+//	demo upload -s3 URL [-root DIR]               fills the bucket, and ends
+//
 // With DEMO_ONCE=1 it ends when all is shown. Exit status: 0; 1 when an answer is
 // not the one that it should be; 2 on bad usage.
 package main
@@ -57,6 +63,9 @@ type options struct {
 }
 
 func run(ctx context.Context, args []string, once bool, stdout io.Writer) error {
+	if len(args) > 0 && services[args[0]] != nil {
+		return runService(ctx, args[0], args[1:], stdout)
+	}
 	var o options
 	flags := flag.NewFlagSet("demo", flag.ContinueOnError)
 	flags.StringVar(&o.envoy, "envoy", os.Getenv("GATEHOUSE_E2E_ENVOY_1_40"), "`path` of the Envoy binary; empty: the one that fetch-envoy left")

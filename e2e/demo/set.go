@@ -75,7 +75,7 @@ func build(ctx context.Context, o options) (built *set, err error) {
 	if s.teams, err = newTeams(filepath.Join(root, "deploy", "demo"), filepath.Join(dir, "tenants")); err != nil {
 		return nil, err
 	}
-	desk, err := startDesk(root, s.teams)
+	desk, err := startDesk(root, s.teams, "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
