@@ -44,7 +44,8 @@ type Loaded struct {
 
 	tenants   tenantSet
 	overrides map[tenants.ID]tenantSet
-	offered   bool // some tenant may offer something over HTTP
+	offered   bool   // some tenant may offer something over HTTP
+	seen      string // what tells the state of the files, when they were about to be read
 }
 
 // tenantSet is what the file says of a tenant.
@@ -60,9 +61,12 @@ type tenantSet struct {
 func load(path, dir string, anyDir bool) (*Loaded, error) {
 	l := &loader{Loaded: &Loaded{Config: defaultConfig()}}
 	if path != "" {
+		// Before they are read: who looks at them again sees each change after it.
+		seen := seenFile(path)
 		if err := l.read(path); err != nil {
 			return nil, err
 		}
+		l.seen = seen + seenFolder(l.OverridesDir)
 	}
 	if dir != "" {
 		var err error

@@ -5,7 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"io/fs"
+	"hash"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -75,21 +75,19 @@ func (r *reloader) run(ctx context.Context) {
 	defer signal.Stop(hangup)
 	tick := time.NewTicker(reloadInterval)
 	defer tick.Stop()
-	inForce := r.fingerprint()
+	inForce := r.current.seen
 	last := inForce
 	for {
 		select {
 		case <-hangup:
-			inForce = r.fingerprint()
-			r.reload()
+			inForce = r.reload(r.fingerprint())
 		case <-tick.C:
 			for _, c := range r.certs {
 				c.reread()
 			}
 			now := r.fingerprint()
 			if now != inForce && now == last {
-				inForce = now
-				r.reload()
+				inForce = r.reload(now)
 			}
 			last = now
 		case <-ctx.Done():
@@ -98,21 +96,22 @@ func (r *reloader) run(ctx context.Context) {
 	}
 }
 
-// reload reads the files and applies them.
-func (r *reloader) reload() {
+// reload reads the files and applies them. It returns what they were seen to be,
+// at the latest when they were read; seen: when they were looked at before.
+func (r *reloader) reload(seen string) string {
 	next, err := load(r.config, r.dir, false)
 	if err != nil {
 		r.outcomes.WithLabelValues("refused").Inc()
 		r.log.Error("changed configuration refused, the old one stays in force", "error", err)
-		return
+		return seen
 	}
 	if err := r.checks.Reload(routing(next)); err != nil { // load has compiled them already
 		r.log.Error("changed configuration refused", "error", err)
-		return
+		return seen
 	}
 	if err := r.web.Reload(httpConfig(next)); err != nil { // load has parsed it already
 		r.log.Error("changed configuration refused", "error", err)
-		return
+		return seen
 	}
 	moving := r.pool.Reload(tenants.Live{
 		Settings: next.Settings,
@@ -132,6 +131,7 @@ func (r *reloader) reload() {
 	r.outcomes.WithLabelValues("applied").Inc()
 	r.applied.SetToCurrentTime()
 	r.log.Info("configuration applied", "tenants_moving", moving)
+	return next.seen
 }
 
 // needRestart returns the keys that differ and do not change while the server
@@ -168,25 +168,37 @@ func needRestart(old, next *Loaded) []string {
 
 // fingerprint tells states of the operator's files apart.
 func (r *reloader) fingerprint() string {
+	return seenFile(r.config) + seenFolder(r.current.OverridesDir)
+}
+
+// seenFile tells states of a file apart, by its size and its time.
+func seenFile(path string) string {
 	h := sha256.New()
-	note := func(name string, info fs.FileInfo, err error) {
-		if err != nil {
-			fmt.Fprintf(h, "%q %v\n", name, err)
-			return
-		}
-		fmt.Fprintf(h, "%q %d %d\n", name, info.Size(), info.ModTime().UnixNano())
+	noteFile(h, path)
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// seenFolder tells states of a folder's files apart. An empty name has none.
+func seenFolder(dir string) string {
+	if dir == "" {
+		return ""
 	}
-	info, err := os.Stat(r.config)
-	note(r.config, info, err)
-	if dir := r.current.OverridesDir; dir != "" {
-		files, err := os.ReadDir(dir)
-		if err != nil {
-			note(dir, nil, err)
-		}
-		for _, f := range files {
-			info, err := os.Stat(filepath.Join(dir, f.Name()))
-			note(f.Name(), info, err)
-		}
+	h := sha256.New()
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		fmt.Fprintf(h, "%v\n", err)
+	}
+	for _, f := range files {
+		noteFile(h, filepath.Join(dir, f.Name()))
 	}
 	return hex.EncodeToString(h.Sum(nil))
+}
+
+func noteFile(h hash.Hash, path string) {
+	info, err := os.Stat(path)
+	if err != nil {
+		fmt.Fprintf(h, "%q %v\n", path, err)
+		return
+	}
+	fmt.Fprintf(h, "%q %d %d\n", path, info.Size(), info.ModTime().UnixNano())
 }

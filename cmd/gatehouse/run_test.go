@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math"
 	"net"
 	"net/http"
@@ -505,4 +506,35 @@ func TestPersist(t *testing.T) {
 			t.Errorf("got status %s, want since when it is stale", body)
 		}
 	})
+}
+
+// Regression: a file that changed while the server was starting, after it had been
+// read, was not read again.
+func TestReloadOfAChangeAtTheStart(t *testing.T) {
+	dir := t.TempDir()
+	file := writeFile(t, "tenants: {default: orders}\n")
+	cfg, err := load(file, dir, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte("tenants: {default: payments}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	log := new(syncBuffer)
+	s, err := newGatehouse(&options{config: file, level: new(logLevel), log: slog.New(slog.NewTextHandler(log, nil))}, dir, cfg, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	done := make(chan struct{})
+	go func() { defer close(done); s.reloads.run(ctx) }()
+	for !strings.Contains(log.String(), "configuration applied") && ctx.Err() == nil {
+		<-time.After(10 * time.Millisecond)
+	}
+	if ctx.Err() != nil {
+		t.Errorf("the change was not noticed: %s", log)
+	}
+	cancel()
+	<-done
 }
