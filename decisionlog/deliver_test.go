@@ -520,7 +520,7 @@ func TestBalance(t *testing.T) {
 	h := newHouse(t, decisionlog.Config{Memory: 4 << 20, Workers: 3})
 	var logs []*decisionlog.Log
 	for i := range 8 {
-		set := soon(rec.service())
+		set := soon(decisionlog.NewService(decisionlog.ServiceConfig{HTTP: decisionlog.HTTPConfig{URL: rec.URL, Timeout: time.Minute}})) // one that is late would be sent again
 		set.Reporting.BufferBytes = 200 << 10
 		set.Reporting.UploadBytes = 4 << 10
 		set.OnFull = decisionlog.OnFull(i % 4)
