@@ -50,7 +50,7 @@ func exampleEnvoy(t *testing.T, binary, name string, to map[string]string) *netw
 }
 
 // Two replicas behind an Envoy that hashes tenants: each tenant is loaded by one
-// of them, and each has some.
+// of them. Which one follows from their addresses, so one may have them all.
 func TestShard(t *testing.T) {
 	ten := tenants{}
 	for _, name := range []string{"orders", "payments", "storefront", "billing", "search", "profile"} {
@@ -74,8 +74,8 @@ func TestShard(t *testing.T) {
 		}
 		const warm = `gatehouse_tenants{state="warm"}`
 		a, b := metric(t, one, warm), metric(t, two, warm)
-		if a == 0 || b == 0 || a+b != float64(len(ten)) {
-			t.Errorf("got %v and %v warm tenants, want %d together, and some at each", a, b, len(ten))
+		if a+b != float64(len(ten)) {
+			t.Errorf("got %v and %v warm tenants, want %d together", a, b, len(ten))
 		}
 	})
 }
