@@ -150,6 +150,9 @@ func Compile(parts []Named, opts Options) (p *Policy, err error) {
 	if compiler.Compile(modules); compiler.Failed() {
 		return nil, fmt.Errorf("compiling: %w", compiler.Errors)
 	}
+	if err := checkOccurs(compiler.Modules); err != nil {
+		return nil, fmt.Errorf("compiling: %w", err)
+	}
 
 	p = &Policy{
 		compiler: compiler,
