@@ -1,0 +1,59 @@
+// Package plan runs a policy that OPA has planned: it compiles OPA's intermediate
+// representation (v1/ir) to Go closures, and answers what topdown answers.
+//
+// In the common case Of has OPA plan one query over a compiled policy, Compile
+// makes a Program of the plan and the data, and Eval asks it for one input. A
+// Program never changes and is asked by any number of goroutines at once.
+//
+// # How a plan becomes closures
+//
+// Each statement is a closure that says where to go on: with the next one, after
+// the block, so many blocks further out, or at the end of the function. The locals
+// of a function are slots of a frame, cut from the stack of a machine; a machine
+// runs one evaluation at a time and is then used for the next, so that frames,
+// operands and what is remembered cost no allocation. Values are *ast.Term
+// throughout, nil where undefined: constants, what is found in input and data, and
+// the results of builtins are passed on as they are.
+//
+// Locals that have only one value, such as numbers and literals of constants, are
+// known when the Program is compiled and have no slot. A walk along several keys,
+// and the comparison of what it finds, are one step. In a rule of many, a test of
+// one part of the input against constants becomes a lookup that says which of the
+// rules can hold (index.go). Where all rules give the same constant, the first one
+// that holds ends the function, as it does in topdown. Builtins are those of OPA's
+// registry; a few have a native form for the cases that are plain successes
+// (native.go).
+//
+// # What is remembered, and what is known before
+//
+// Within an evaluation, the value of a rule is remembered for the input and data
+// that it was found for, "with" or not; that of a function, after its first calls,
+// for its arguments too. Over evaluations, a Program keeps the values of rules that
+// look at data alone, from when they are first asked for, within bounds (maxKept,
+// maxKeptAll), and the patterns of glob.match (maxPatterns). What time, chance, a
+// cache, the labels of a tenant or an earlier answer can change is never kept.
+//
+// # How an evaluation ends early
+//
+// Each call of a function or builtin, and each element that is looked at, is a
+// step. Every few steps the evaluation asks whether it was cancelled, and whether
+// it has had more than Env.MaxSteps. After a builtin that waits for something, it
+// asks at once, for what such a builtin gives when it is cancelled is no answer.
+//
+// # What falls back
+//
+// A Program must be right. Of and Compile therefore refuse, with ErrUnsupported or
+// the error of OPA's planner, what would not be answered as topdown does, and the
+// caller has topdown: plans that would be immense (maxReplacing, maxCopies), rules
+// with constants in their names that are no strings, computed keys of data where a
+// "with" replaces data, negated searches that a plan cannot negate, arrays of what
+// is found in [x | some x in {a, b}], which topdown takes in the order of the names
+// of a and b.
+//
+// One difference is known and remains: a rule with keys that are indexes of an array
+// of data, as in p[i] := data.list[i], has no member "0" here. topdown has one where
+// a rule asks for p["0"], and none where it asks for all of p.
+//
+// An evaluation may end with a conflict where topdown does not look at the rules
+// that conflict; who wants topdown's word on errors asks it again.
+package plan

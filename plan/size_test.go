@@ -1,0 +1,43 @@
+package plan
+
+import (
+	"runtime"
+	"testing"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+)
+
+// TestSize compares Size with what a Program takes.
+func TestSize(t *testing.T) {
+	for _, bc := range benchCases {
+		c := bc.make(t)
+		data := ast.MustInterfaceToValue(c.data).(ast.Object)
+		p, err := Of(c.compiler(t), benchQuery)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const n = 20
+		progs := make([]*Program, n)
+		before := heap()
+		for i := range progs {
+			if progs[i], err = Compile(p, data); err != nil {
+				t.Fatal(err)
+			}
+		}
+		is := int64(heap()-before) / n
+		says := progs[0].Size()
+		t.Logf("%s: %d bytes, %d statements, %d functions, Size says %d", bc.name, is, progs[0].stmts, len(progs[0].funcs), says)
+		if says > 3*is || is > 3*says {
+			t.Errorf("%s: a Program takes %d bytes, Size says %d", bc.name, is, says)
+		}
+		runtime.KeepAlive(progs)
+	}
+}
+
+func heap() uint64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
