@@ -19,3 +19,8 @@ func (env *Env) Remembered(name string) int {
 	}
 	return c.items.Len()
 }
+
+// Swap has each of two entry points answered by the plan of the other.
+func (p *Policy) Swap(a, b string) {
+	p.entries[a].program, p.entries[b].program = p.entries[b].program, p.entries[a].program
+}

@@ -39,13 +39,20 @@ type Observed struct {
 	Duration time.Duration
 }
 
-// run evaluates a query as run does. The labels of rules are looked for only if
-// there are any.
-func (o *Observed) run(ctx context.Context, q *topdown.Query, labelled bool) (ast.Value, error) {
+// observe has evaluate, which sees o.At, observed.
+func (o *Observed) observe(evaluate func() (ast.Value, error)) (ast.Value, error) {
 	start := time.Now()
 	if o.At.IsZero() {
 		o.At = start
 	}
+	v, err := evaluate()
+	o.Duration = time.Since(start)
+	return v, err
+}
+
+// run evaluates a query as run does. The labels of rules are looked for only if
+// there are any.
+func (o *Observed) run(ctx context.Context, q *topdown.Query, labelled bool) (ast.Value, error) {
 	q.WithTime(o.At)
 	var results builtins.NDBCache
 	if o.WantBuiltins || o.Builtins != nil {
@@ -72,7 +79,6 @@ func (o *Observed) run(ctx context.Context, q *topdown.Query, labelled bool) (as
 	if rules != nil {
 		o.RuleLabels = rules.Labels
 	}
-	o.Duration = time.Since(start)
 	return v, err
 }
 

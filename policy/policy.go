@@ -11,6 +11,10 @@
 // place, and what is no longer asked is garbage. Its data is read through a
 // store that cannot be written and takes no lock.
 //
+// An entry point is evaluated by topdown, or by OPA's plan of it, which package plan
+// runs: Options.Evaluator says which is wanted, Evaluated which it is. Where a plan
+// ends with an error topdown is asked again, whose word it is then. Verify asks both.
+//
 // A Policy holds only what follows from its content, and may be shared by all
 // tenants that have the same content. What belongs to one tenant (its labels,
 // its caches) is in an Env, given with each question.
@@ -26,14 +30,18 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/metrics"
 	"github.com/open-policy-agent/opa/v1/storage"
 	"github.com/open-policy-agent/opa/v1/topdown"
+
+	"github.com/gatehouse-authz/gatehouse/plan"
 )
 
-// Policy is a set of bundles, compiled. It is never changed.
+// Policy is a set of bundles, compiled. It is never changed, but that it goes
+// back to topdown where Verify finds a difference.
 type Policy struct {
 	compiler *ast.Compiler
 	store    *store
@@ -42,6 +50,9 @@ type Policy struct {
 	headers  headerRules
 	labelled bool // some rule has labels, which an Observed can ask for
 	size     int64
+
+	again      atomic.Int64 // how often topdown was asked again after an error of a plan
+	distrusted atomic.Bool  // a plan has answered otherwise than topdown
 }
 
 // Revision names one bundle of a Policy and its revision.
@@ -78,6 +89,9 @@ type Options struct {
 	// they are reserved: in lower case, a trailing "*" matches any rest.
 	AllowHeaders []string
 
+	// Evaluator says how the entry points are evaluated. "" is Auto.
+	Evaluator Evaluator
+
 	// Print keeps calls of print, which Explain tells. Without it they are
 	// compiled away.
 	Print bool
@@ -87,6 +101,9 @@ type Options struct {
 type entry struct {
 	query topdown.Query // copied for each evaluation
 	reads reads
+
+	program   *plan.Program // nil: topdown runs the query
+	unplanned error         // why there is none where one was wanted
 }
 
 // resultVar captures the value of an entry point.
@@ -124,6 +141,10 @@ func Compile(parts []Named, opts Options) (p *Policy, err error) {
 	}()
 	if err := checkRoots(parts); err != nil {
 		return nil, err
+	}
+	evaluator := opts.Evaluator
+	if evaluator == "" || evaluator == Auto {
+		evaluator = Evaluator(autoEvaluator)
 	}
 
 	store := newStore(parts)
@@ -164,12 +185,12 @@ func Compile(parts []Named, opts Options) (p *Policy, err error) {
 		size:     size,
 	}
 	for _, path := range opts.Entries {
-		if err := p.prepare(path, false); err != nil {
+		if err := p.prepare(path, false, evaluator); err != nil {
 			return nil, fmt.Errorf("entry point %q: %w", path, err)
 		}
 	}
 	for _, path := range opts.Optional {
-		if err := p.prepare(path, true); err != nil {
+		if err := p.prepare(path, true, evaluator); err != nil {
 			return nil, fmt.Errorf("entry point %q: %w", path, err)
 		}
 	}
@@ -183,7 +204,7 @@ func Compile(parts []Named, opts Options) (p *Policy, err error) {
 }
 
 // prepare makes path an entry point; one that is optional only if it is defined.
-func (p *Policy) prepare(path string, optional bool) error {
+func (p *Policy) prepare(path string, optional bool, evaluator Evaluator) error {
 	ref, segments, err := refOf(path)
 	if err != nil {
 		return err
@@ -191,8 +212,8 @@ func (p *Policy) prepare(path string, optional bool) error {
 	if p.entries[path] != nil || optional && !p.defines(ref, segments) {
 		return nil
 	}
-	qc := p.compiler.QueryCompiler()
-	body, err := qc.Compile(ast.NewBody(ast.Equality.Expr(ast.NewTerm(ref), ast.NewTerm(resultVar))))
+	asked := func() ast.Body { return ast.NewBody(ast.Equality.Expr(ast.NewTerm(ref), ast.NewTerm(resultVar))) }
+	body, err := p.compiler.QueryCompiler().Compile(asked())
 	if err != nil {
 		return err
 	}
@@ -202,7 +223,11 @@ func (p *Policy) prepare(path string, optional bool) error {
 		WithTransaction(p.store).
 		WithMetrics(metrics.NoOp()).
 		WithRequestMetadata(noMetadata)
-	p.entries[path] = &entry{query: *query, reads: readsOf(p.compiler, ref)}
+	e := &entry{query: *query, reads: readsOf(p.compiler, ref)}
+	p.entries[path] = e
+	if evaluator == Plan {
+		p.plan(e, asked())
+	}
 	return nil
 }
 
@@ -260,6 +285,24 @@ func (p *Policy) EvalObserved(ctx context.Context, entry string, input ast.Value
 	if !ok {
 		return nil, fmt.Errorf("%w %q", ErrEntry, entry)
 	}
+	if o == nil {
+		return p.evaluate(ctx, e, input, env, cancel, nil)
+	}
+	return o.observe(func() (ast.Value, error) { return p.evaluate(ctx, e, input, env, cancel, o) })
+}
+
+// evaluate has the plan of an entry point answer, or topdown.
+func (p *Policy) evaluate(ctx context.Context, e *entry, input ast.Value, env *Env, cancel *Cancel, o *Observed) (ast.Value, error) {
+	told := o != nil && (p.labelled || o.WantPrints) // what only topdown tells
+	if p.planned(e) && !told {
+		if v, ok, err := p.runPlan(ctx, e, input, env, cancel, o); ok {
+			return v, err
+		}
+	}
+	return p.runTopdown(ctx, e, input, env, cancel, o)
+}
+
+func (p *Policy) runTopdown(ctx context.Context, e *entry, input ast.Value, env *Env, cancel *Cancel, o *Observed) (ast.Value, error) {
 	q := e.query // a copy: With… below changes only this one
 	if input != nil {
 		q.WithInput(ast.NewTerm(input))

@@ -33,11 +33,13 @@ func TestScripts(t *testing.T) {
 		t.Fatalf("no scripts: %v", err)
 	}
 	for _, path := range paths {
-		t.Run(strings.TrimSuffix(filepath.Base(path), ".txtar"), func(t *testing.T) { runScript(t, path) })
+		for _, by := range []policy.Evaluator{policy.Topdown, policy.Plan} {
+			t.Run(strings.TrimSuffix(filepath.Base(path), ".txtar")+"/"+string(by), func(t *testing.T) { runScript(t, path, by) })
+		}
 	}
 }
 
-func runScript(t *testing.T, path string) {
+func runScript(t *testing.T, path string, by policy.Evaluator) {
 	archive, err := txtar.ParseFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -50,7 +52,7 @@ func runScript(t *testing.T, path string) {
 			bundle[f.Name] = string(f.Data)
 		}
 	}
-	p, err := compile(bundle)
+	p, err := compile(bundle, policy.Options{Entries: []string{entry}, Evaluator: by})
 	if want, ok := files["compile.err"]; ok {
 		if err == nil {
 			t.Fatalf("compiles, want error %q", want)
@@ -118,7 +120,7 @@ func runScript(t *testing.T, path string) {
 }
 
 // compile compiles a bundle as a tenant's one bundle.
-func compile(files map[string]string) (*policy.Policy, error) {
+func compile(files map[string]string, opts policy.Options) (*policy.Policy, error) {
 	var text strings.Builder
 	for name, data := range files {
 		text.WriteString("-- " + name + " --\n" + data + "\n")
@@ -131,7 +133,7 @@ func compile(files map[string]string) (*policy.Policy, error) {
 	if err != nil {
 		return nil, err
 	}
-	return policy.Compile([]policy.Named{{Name: "policy", Part: part}}, policy.Options{Entries: []string{entry}})
+	return policy.Compile([]policy.Named{{Name: "policy", Part: part}}, opts)
 }
 
 // show renders a decision without what it leaves at zero.
@@ -406,16 +408,21 @@ func BenchmarkDecide(b *testing.B) {
 		"trivial": "package envoy.authz\ndefault allow := true",
 		"object":  "package envoy.authz\nallow := {\"allowed\": true, \"headers\": {\"x-user\": \"alice\"}}",
 	} {
-		b.Run(name, func(b *testing.B) {
-			p := authztest.Policy(b, text)
-			env := policy.NewEnv(nil)
-			input := value(b, `{"a": 1}`)
-			b.ReportAllocs()
-			for b.Loop() {
-				if _, err := p.Decide(context.Background(), entry, input, env, nil); err != nil {
+		for _, by := range []policy.Evaluator{policy.Topdown, policy.Plan} {
+			b.Run(name+"/"+string(by), func(b *testing.B) {
+				p, err := compile(map[string]string{"policy.rego": text}, policy.Options{Entries: []string{entry}, Evaluator: by})
+				if err != nil {
 					b.Fatal(err)
 				}
-			}
-		})
+				env := policy.NewEnv(nil)
+				input := value(b, `{"a": 1}`)
+				b.ReportAllocs()
+				for b.Loop() {
+					if _, err := p.Decide(context.Background(), entry, input, env, nil); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
 	}
 }
