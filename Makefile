@@ -91,6 +91,10 @@ test: lint unit e2e js ## Lint, unit tests with the race detector, e2e with real
 unit: ## Unit tests, recorded vectors and fuzz seeds, with the race detector
 	go run $(GOTESTSUM) --format pkgname --rerun-fails=1 --rerun-fails-max-failures=2 --packages ./... -- -race -timeout 5m
 
+.PHONY: unit-plan
+unit-plan: ## Unit tests and vectors with policies evaluated by their plans
+	go test -ldflags "-X github.com/gatehouse-authz/gatehouse/policy.autoEvaluator=plan" -timeout 5m ./...
+
 .PHONY: e2e
 e2e: build tools proxies ## End-to-end tests with real Envoy, nginx, Caddy and a real S3 server
 	cd e2e && GATEHOUSE_BIN=$(CURDIR)/$(BIN) go run $(GOTESTSUM) --format testname -- -timeout 10m $$(cd $(CURDIR)/e2e && go list ./... | grep -vE '/(faults|compose|image|observe)$$')
@@ -144,7 +148,7 @@ lint: ## gofmt, vet and staticcheck
 .PHONY: bench
 bench: build ## CPU per check against an always-allow server, and Go benchmarks of the stages
 	cd e2e && go run ./bench -gatehouse $(CURDIR)/$(BIN) && go run ./bench -gatehouse $(CURDIR)/$(BIN) -tenants 1000
-	go test -run '^$$' -bench . -benchmem ./policy ./tenants ./extauthz ./decisionlog ./httpserve ./bundles
+	go test -run '^$$' -bench . -benchmem ./plan ./policy ./tenants ./extauthz ./decisionlog ./httpserve ./bundles
 
 .PHONY: observe
 observe: build ## Test the alerts, and ask a real Prometheus every query of dashboards and alerts

@@ -238,6 +238,7 @@ func (c *call) finish(j *job) {
 			break
 		}
 	}
+	c.pool.verifier.offer(j, c.in)
 	i, q, r := j.index, j.question, result{
 		input: j.input, decision: j.decision, err: j.err, cleared: j.cleared.Load(), observed: j.observed, span: j.span,
 	}

@@ -85,6 +85,7 @@ type instance struct {
 	begun    time.Time // when its load was asked for
 	labelled bool      // it has a label of its own in metrics; guarded by metrics.mu
 	counts   counts
+	decided  atomic.Uint64 // questions, as they are counted for Verify
 }
 
 // revision is what decides for a tenant: a policy and the content it is of.
@@ -155,7 +156,7 @@ func (in *instance) options() policy.Options {
 	slices.Sort(optional)
 	return policy.Options{
 		Entries: slices.Compact(entries), Optional: slices.Compact(optional), AllowHeaders: in.settings.AllowHeaders,
-		Network: in.settings.Network != nil,
+		Network: in.settings.Network != nil, Evaluator: in.settings.Evaluator,
 	}
 }
 

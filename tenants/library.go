@@ -79,6 +79,7 @@ func (l *library) compile(in *instance, contents []content) (*policy.Policy, err
 		}
 	}
 	hashString(h, fmt.Sprint(opts.Network))
+	hashString(h, string(opts.Evaluator))
 	return l.policies.get(digest(h.Sum(nil)), func() (*policy.Policy, error) {
 		defer l.turn()()
 		return policy.Compile(named, opts)

@@ -89,7 +89,10 @@ var (
 	failingDesc = prometheus.NewDesc("gatehouse_failing_tenants",
 		"Tenants that are warm or refused and whose newest bundle, discovery or settings do not decide.", nil, nil)
 
-	descs = []*prometheus.Desc{checksDesc, tenantsDesc, ageDesc, waitingDesc, runningDesc, stuckDesc, loadingDesc, policiesDesc, memoryDesc, bodiesDesc, quarantinedDesc, failingDesc}
+	evaluatorsDesc = prometheus.NewDesc("gatehouse_entry_points",
+		"Entry points of warm and parked tenants, by what evaluates them: plan, topdown, or fallback, which is topdown where it was to be plan.", []string{"evaluator"}, nil)
+
+	descs = []*prometheus.Desc{evaluatorsDesc, checksDesc, tenantsDesc, ageDesc, waitingDesc, runningDesc, stuckDesc, loadingDesc, policiesDesc, memoryDesc, bodiesDesc, quarantinedDesc, failingDesc}
 )
 
 func newMetrics(p *Pool, reg prometheus.Registerer) *metrics {
@@ -282,6 +285,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	for state, n := range states {
 		gauge(tenantsDesc, float64(n), string(state))
 	}
+	m.collectEvaluators(ch, known)
 	gauge(memoryDesc, float64(bytes))
 	gauge(loadingDesc, float64(waitingLoads))
 	gauge(policiesDesc, float64(p.library.policies.len()))
@@ -312,6 +316,27 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	gauge(runningDesc, float64(running))
 	gauge(stuckDesc, float64(stuck))
 	gauge(bodiesDesc, float64(bodies))
+}
+
+// collectEvaluators sends how many entry points each evaluator has.
+func (m *metrics) collectEvaluators(ch chan<- prometheus.Metric, known []*instance) {
+	entries := map[string]int{"plan": 0, "topdown": 0, "fallback": 0}
+	for _, in := range known {
+		rev := in.current.Load()
+		if rev == nil {
+			continue
+		}
+		for _, e := range rev.policy.Evaluated() {
+			if e.Why != nil {
+				entries["fallback"]++
+			} else {
+				entries[string(e.By)]++
+			}
+		}
+	}
+	for by, n := range entries {
+		ch <- prometheus.MustNewConstMetric(evaluatorsDesc, prometheus.GaugeValue, float64(n), by)
+	}
 }
 
 // collectChecks sends the counts of the tenants that have a label, with those of

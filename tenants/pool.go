@@ -181,8 +181,9 @@ type Pool struct {
 	library  *library
 	schedule *schedule.Schedule
 
-	calls, jobs sync.Pool     // *call, *job: used again and again
-	id          string        // of this process, as an OPA has one
+	calls, jobs sync.Pool // *call, *job: used again and again
+	id          string    // of this process, as an OPA has one
+	verifier    *verifier
 	asides      chan struct{} // has room for as many as run at once
 	explaining  chan struct{} // has room for one: an explanation is being made
 
@@ -230,6 +231,7 @@ func New(cfg Config) *Pool {
 		explaining: make(chan struct{}, 1),
 		memory:     newMemory(),
 	}
+	p.verifier = newVerifier(p, cfg.Registerer)
 	for _, id := range cfg.Required {
 		p.unready[id], p.named[id] = true, true
 	}
@@ -272,6 +274,7 @@ func (p *Pool) Run(ctx context.Context) error {
 	p.sched.start()
 	p.work.Go(func() { p.schedule.Run(p.ctx) })
 	p.work.Go(func() { p.preload(p.ctx) })
+	p.work.Go(func() { p.verifier.run(p.ctx) })
 	if p.guard != nil {
 		p.work.Go(func() { p.loadGuard(p.ctx) })
 	}

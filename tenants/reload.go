@@ -132,7 +132,7 @@ func (p *Pool) replace(fresh *instance, feeds []*feed, err error) {
 // equal reports whether two settings mean the same.
 func (s *Settings) equal(t *Settings) bool {
 	return s.Discovery.Equal(t.Discovery) && s.Network == t.Network && reflect.DeepEqual(s.Caching, t.Caching) && s.Status.Equal(t.Status) && s.Log.Equal(t.Log) && s.HTTP.Identity() == t.HTTP.Identity() && s.NDBuiltinCache == t.NDBuiltinCache &&
-		s.Limits == t.Limits && s.OnError == t.OnError && s.WholeBody == t.WholeBody &&
+		s.Limits == t.Limits && s.OnError == t.OnError && s.WholeBody == t.WholeBody && s.Evaluator == t.Evaluator && s.Verify == t.Verify &&
 		slices.Equal(s.AllowHeaders, t.AllowHeaders) && s.Naming == t.Naming &&
 		maps.Equal(s.Labels, t.Labels) &&
 		slices.EqualFunc(s.Bundles, t.Bundles, sameBundle) &&

@@ -32,6 +32,13 @@ type Settings struct {
 	// AllowHeaders are reserved headers that the tenant's policy may change.
 	AllowHeaders []string
 
+	// Evaluator says how the tenant's policies are evaluated; "" is policy.Auto.
+	Evaluator policy.Evaluator
+
+	// Verify has one in so many decisions made again by both evaluators, beside
+	// the tenant's questions. 0: none.
+	Verify int
+
 	// Naming says where a header names the decision.
 	Naming Naming
 }

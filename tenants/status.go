@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"slices"
 	"time"
+
+	"github.com/gatehouse-authz/gatehouse/policy"
 )
 
 // Status tells of one tenant.
@@ -29,6 +31,9 @@ type Status struct {
 	// Until is when a parked or refused tenant is forgotten or tried again.
 	Until *time.Time `json:"until,omitempty"`
 
+	// Evaluators says how the entry points are evaluated.
+	Evaluators []EvaluatorStatus `json:"evaluators,omitempty"`
+
 	// MemoryBytes estimates what the tenant's policy and data take, OwnBytes
 	// how much of that it shares with no other tenant.
 	MemoryBytes int64 `json:"memory_bytes,omitempty"`
@@ -43,6 +48,13 @@ type Status struct {
 
 	// Checks counts what was decided, by outcome, since the tenant was loaded.
 	Checks map[string]uint64 `json:"checks,omitempty"`
+}
+
+// EvaluatorStatus tells how one entry point is evaluated.
+type EvaluatorStatus struct {
+	Entry     string           `json:"entry"`
+	Evaluator policy.Evaluator `json:"evaluator"`        // topdown or plan
+	Reason    string           `json:"reason,omitempty"` // why it is topdown where it was to be plan
 }
 
 // LogStatus tells of a decision log: its books, which balance, and the last error
@@ -168,6 +180,13 @@ func (p *Pool) statusOf(in *instance) Status {
 			s.Bundles = append(s.Bundles, b)
 		}
 		s.Revision = s.Bundles[0].Revision
+		for _, e := range rev.policy.Evaluated() {
+			es := EvaluatorStatus{Entry: e.Entry, Evaluator: e.By}
+			if e.Why != nil {
+				es.Reason = e.Why.Error()
+			}
+			s.Evaluators = append(s.Evaluators, es)
+		}
 	}
 	if until := p.sched.quarantine(&in.slots); !until.IsZero() {
 		s.QuarantinedUntil = &until

@@ -243,9 +243,16 @@ type TenantKeys struct {
 	// the client.
 	DecisionID DecisionID `yaml:"decision_id"`
 
-	// Evaluator is auto or topdown, which are the same in this version.
-	// Default auto.
+	// Evaluator says how policies are evaluated: topdown, by OPA's evaluator;
+	// plan, by OPA's plan of each entry point, which is faster and gives the same
+	// answers, and by topdown where there is no such plan; auto, which is topdown
+	// in this version. Default auto.
 	Evaluator string `yaml:"evaluator"`
+
+	// Verify, as 1/1000, is the share of decisions by plan that are made again by
+	// plan and topdown, beside the requests. A difference is logged, and topdown
+	// evaluates that revision from then on. Default "": none.
+	Verify string `yaml:"verify"`
 }
 
 // DecisionID says where a header names the decision. Where it is on, a client

@@ -279,8 +279,11 @@ func (l *loader) tenantKeys(path string, k *TenantKeys) {
 	if k.OnPartialBody != "evaluate" && k.OnPartialBody != "deny" {
 		l.fault(join(path, "on_partial_body"), "%q is not evaluate or deny", k.OnPartialBody)
 	}
-	if k.Evaluator != "auto" && k.Evaluator != "topdown" {
-		l.fault(join(path, "evaluator"), "%q is not auto or topdown", k.Evaluator)
+	if _, err := policy.ParseEvaluator(k.Evaluator); err != nil {
+		l.fault(join(path, "evaluator"), "%q is not auto, topdown or plan", k.Evaluator)
+	}
+	if _, ok := tenants.ParseShare(k.Verify); !ok {
+		l.fault(join(path, "verify"), "%q is not a share like 1/1000", k.Verify)
 	}
 	if err := tenants.CheckHeader(k.DecisionID.Header); err != nil {
 		l.fault(join(path, "decision_id.header"), "%s", err)
@@ -494,6 +497,7 @@ func (l *Loaded) Settings(id tenants.ID) (*tenants.Settings, error) {
 	if err != nil {
 		return nil, err
 	}
+	verify, _ := tenants.ParseShare(set.keys.Verify) // which is checked
 	return &tenants.Settings{
 		Tenant: tenant,
 		Limits: tenants.Limits{
@@ -506,6 +510,8 @@ func (l *Loaded) Settings(id tenants.ID) (*tenants.Settings, error) {
 		WholeBody:    set.keys.OnPartialBody == "deny",
 		Network:      set.network,
 		AllowHeaders: set.keys.AllowHeaders,
+		Evaluator:    policy.Evaluator(set.keys.Evaluator),
+		Verify:       verify,
 		Naming: tenants.Naming{
 			Header: strings.ToLower(set.keys.DecisionID.Header), Upstream: set.keys.DecisionID.Upstream, Client: set.keys.DecisionID.Client,
 		},

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gatehouse-authz/gatehouse/policy"
 	"github.com/gatehouse-authz/gatehouse/tenants"
 )
 
@@ -100,6 +101,8 @@ overrides:
     limits: {evaluation_time: 50ms, concurrency: 3}
     on_error: allow
     allow_headers: [host]
+    evaluator: plan
+    verify: 1/100
     opa:
       services: {s3: {url: "https://orders.example.com"}}
       labels: {env: test}
@@ -118,6 +121,9 @@ overrides:
 	}
 	if orders.OnError != tenants.OnErrorAllow || orders.Entry != "orders/allow" || len(orders.AllowHeaders) != 1 {
 		t.Errorf("got %+v", orders)
+	}
+	if orders.Evaluator != policy.Plan || orders.Verify != 100 || other.Evaluator != policy.Auto || other.Verify != 0 {
+		t.Errorf("got evaluators %q and %q, verified 1/%d and 1/%d", orders.Evaluator, other.Evaluator, orders.Verify, other.Verify)
 	}
 	if orders.Labels["app"] != "orders" || orders.Labels["env"] != "test" {
 		t.Errorf("got labels %v", orders.Labels)
@@ -249,6 +255,7 @@ opa:
       service: s4
 overrides:
   orders: {limits: {body_bytes: lots}, opa: {discovery: {}}}
+  payments: {evaluator: wasm, verify: sometimes}
   Bad: {colour: red}
 `, []string{
 			`:1: unknown key "port"`,
@@ -265,8 +272,10 @@ overrides:
 			`:14: guard.bundle: fetching bundle "x": no such bundle`,
 			`:19: opa.bundles.policy.service: no service "s4"`,
 			`:21: "lots" is not a size`,
-			`:22: overrides.Bad: tenant name "Bad"`,
-			`:22: unknown key "colour"`,
+			`:22: overrides.payments.evaluator: "wasm" is not auto, topdown or plan`,
+			`:22: overrides.payments.verify: "sometimes" is not a share like 1/1000`,
+			`:23: overrides.Bad: tenant name "Bad"`,
+			`:23: unknown key "colour"`,
 		}},
 		{"overridden", service + `
 overrides:
