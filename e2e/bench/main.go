@@ -101,8 +101,10 @@ func run(ctx context.Context, args []string, peer string, stdout io.Writer) erro
 		return err
 	}
 	for _, logged := range []bool{false, true} {
-		if err := b.gatehouse(*gatehouse, logged); err != nil {
-			return err
+		for _, evaluator := range []string{"topdown", "plan"} {
+			if err := b.gatehouse(*gatehouse, evaluator, logged); err != nil {
+				return err
+			}
 		}
 		if peer != "" {
 			if err := b.peer(peer, logged); err != nil {
@@ -172,8 +174,8 @@ func (b *bench) alwaysAllow(ctx context.Context) error {
 }
 
 // gatehouse starts one gatehouse with a tenant for each policy.
-func (b *bench) gatehouse(binary string, logged bool) error {
-	tenants := filepath.Join(b.dir, fmt.Sprintf("tenants-%t", logged))
+func (b *bench) gatehouse(binary, evaluator string, logged bool) error {
+	tenants := filepath.Join(b.dir, fmt.Sprintf("tenants-%s-%t", evaluator, logged))
 	if err := os.Mkdir(tenants, 0o700); err != nil {
 		return err
 	}
@@ -182,7 +184,7 @@ func (b *bench) gatehouse(binary string, logged bool) error {
 			return err
 		}
 	}
-	config, text := tenants+".yaml", stage.Listen
+	config, text := tenants+".yaml", stage.Listen+"\ntenants: {evaluator: "+evaluator+"}\n"
 	if logged {
 		text += fmt.Sprintf(logging, b.logs.URL)
 	}
@@ -201,7 +203,7 @@ func (b *bench) gatehouse(binary string, logged bool) error {
 		if c.denied != nil {
 			traffic.Name(c.denied, tenantOf(i))
 		}
-		contender := &contender{server: "gatehouse", logged: logged}
+		contender := &contender{server: "gatehouse, " + evaluator, logged: logged}
 		if logged {
 			contender.delivered = func() error { return delivered(g) }
 		}
