@@ -54,6 +54,7 @@ http:  {listen: "127.0.0.1:0"}
 admin: {listen: "127.0.0.1:0"}
 drain: {delay: 0s}
 tenants: {capacity: 2, limits: {evaluation_time: 2s}}
+telemetry: {otlp: {endpoint: %[1]q, protocol: http}} # which is no collector: spans are counted all the same
 opa:
   services: {control: {url: %[1]q}}
   bundles: {policy: {service: control, resource: "bundles/{{ .tenant }}.tar.gz", polling: {min_delay_seconds: 1, max_delay_seconds: 1}}}
