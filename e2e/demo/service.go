@@ -63,6 +63,23 @@ func (o serviceOptions) server() (*stage.S3, error) {
 	return &stage.S3{URL: o.s3, Root: user}, nil
 }
 
+// teams are those of the demo, copied to a temporary folder, which remove takes
+// away, with the shelf from which they are uploaded.
+func (o serviceOptions) teams(s3 *stage.S3) (all *teams, remove func(), err error) {
+	dir, err := os.MkdirTemp("", "demo-")
+	if err != nil {
+		return nil, nil, err
+	}
+	remove = func() { _ = os.RemoveAll(dir) }
+	all, err = newTeams(filepath.Join(o.root, "deploy", "demo"), filepath.Join(dir, "tenants"))
+	if err != nil {
+		remove()
+		return nil, nil, err
+	}
+	all.shelf = &shelf{S3: s3, tenants: all.dir}
+	return all, remove, nil
+}
+
 func serveEcho(ctx context.Context, o serviceOptions, _ io.Writer) error {
 	echo, err := stage.StartEchoAt(o.listen)
 	if err != nil {
@@ -80,16 +97,11 @@ func serveDesk(ctx context.Context, o serviceOptions, _ io.Writer) error {
 	if err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("", "desk-")
+	all, remove, err := o.teams(s3)
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
-	all, err := newTeams(filepath.Join(o.root, "deploy", "demo"), filepath.Join(dir, "tenants"))
-	if err != nil {
-		return err
-	}
-	all.shelf = &shelf{S3: s3, tenants: all.dir}
+	defer remove()
 	d, err := startDesk(o.root, all, o.listen)
 	if err != nil {
 		return err
@@ -131,20 +143,15 @@ func upload(ctx context.Context, o serviceOptions, stdout io.Writer) error {
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
-	dir, err := os.MkdirTemp("", "upload-")
+	all, remove, err := o.teams(s3)
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
-	all, err := newTeams(filepath.Join(o.root, "deploy", "demo"), filepath.Join(dir, "tenants"))
-	if err != nil {
+	defer remove()
+	if err := all.shelf.fill(); err != nil {
 		return err
 	}
-	s := &shelf{S3: s3, tenants: all.dir}
-	if err := s.fill(); err != nil {
-		return err
-	}
-	if err := s.AddReader(bucket, reader, "*"); err != nil {
+	if err := s3.AddReader(bucket, reader, "*"); err != nil {
 		return err
 	}
 	fmt.Fprintf(stdout, "bucket %s is filled\n", bucket)
