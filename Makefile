@@ -6,8 +6,13 @@ GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@latest
 BIN  := bin/gatehouse
 FUZZ ?= 20s
 
+# With EVALUATOR=topdown, policies are evaluated by it where nothing is set, so that
+# the tests of a binary can be run with either evaluator.
+EVALUATOR ?= plan
+TOPDOWN   := -X github.com/gatehouse-authz/gatehouse/policy.autoEvaluator=topdown
+
 # The version is that of the commit, or what VERSION says.
-GO_BUILD = CGO_ENABLED=0 go build -trimpath -buildvcs=auto -ldflags='-s -w$(if $(VERSION), -X main.release=$(VERSION))'
+GO_BUILD = CGO_ENABLED=0 go build -trimpath -buildvcs=auto -ldflags='-s -w$(if $(VERSION), -X main.release=$(VERSION))$(if $(filter topdown,$(EVALUATOR)), $(TOPDOWN))'
 
 .DEFAULT_GOAL := help
 
@@ -91,9 +96,9 @@ test: lint unit e2e js ## Lint, unit tests with the race detector, e2e with real
 unit: ## Unit tests, recorded vectors and fuzz seeds, with the race detector
 	go run $(GOTESTSUM) --format pkgname --rerun-fails=1 --rerun-fails-max-failures=2 --packages ./... -- -race -timeout 5m
 
-.PHONY: unit-plan
-unit-plan: ## Unit tests and vectors with policies evaluated by their plans
-	go test -ldflags "-X github.com/gatehouse-authz/gatehouse/policy.autoEvaluator=plan" -timeout 5m ./...
+.PHONY: unit-topdown
+unit-topdown: ## Unit tests and vectors with policies evaluated by topdown
+	go test -ldflags "$(TOPDOWN)" -timeout 5m ./...
 
 .PHONY: e2e
 e2e: build tools proxies ## End-to-end tests with real Envoy, nginx, Caddy and a real S3 server

@@ -18,6 +18,7 @@ type Env struct {
 	values  *valueCaches
 	answers *sendCache                    // nil: no network
 	network topdown.CustomizeRoundTripper // nil: no network
+	again   *atomic.Int64                 // nil: not counted
 }
 
 // EnvOptions are what an Env is made of. The zero EnvOptions are good.
@@ -31,6 +32,10 @@ type EnvOptions struct {
 
 	// Network is what http.send may reach. Nil: nothing.
 	Network *Network
+
+	// Again counts the evaluations by a plan that ended with an error, after
+	// which topdown was asked. Nil: they are not counted.
+	Again *atomic.Int64
 }
 
 // Caching is the caching block of OPA's configuration, beside which there are
@@ -74,7 +79,7 @@ func NewEnv(labels map[string]string) *Env {
 // NewEnvWith returns the Env of a tenant. It takes little memory until there is
 // something to remember, and owns no goroutine.
 func NewEnvWith(opts EnvOptions) *Env {
-	env := &Env{runtime: runtimeOf(opts.Labels), values: newValueCaches(opts.Caching)}
+	env := &Env{runtime: runtimeOf(opts.Labels), values: newValueCaches(opts.Caching), again: opts.Again}
 	if opts.Network != nil {
 		env.answers = newSendCache(opts.Caching)
 		env.network = opts.Network.tenant()

@@ -17,7 +17,7 @@ import (
 type Evaluator string
 
 const (
-	// Auto is what this version takes for the best: see autoEvaluator.
+	// Auto is what this version takes for the best: Plan.
 	Auto Evaluator = "auto"
 
 	// Topdown is OPA's evaluator.
@@ -30,7 +30,7 @@ const (
 
 // autoEvaluator is what Auto stands for. The linker sets it where tests are to run
 // with the other.
-var autoEvaluator = string(Topdown)
+var autoEvaluator = string(Plan)
 
 // ParseEvaluator returns the Evaluator of that name.
 func ParseEvaluator(name string) (Evaluator, error) {
@@ -48,13 +48,16 @@ type Evaluated struct {
 	Why   error     // why it is Topdown where it was to be Plan
 }
 
-// Evaluated says how the entry points are evaluated, by name. Where the labels of
-// rules are observed, or what is printed, it is Topdown all the same, which tells.
-func (p *Policy) Evaluated() []Evaluated {
+// Evaluated says how the entry points are evaluated, by name; observed is whether
+// evaluations have an Observed, which asks for the labels of rules where there are
+// any. Where it asks for what is printed, it is Topdown all the same.
+func (p *Policy) Evaluated(observed bool) []Evaluated {
 	list := make([]Evaluated, 0, len(p.entries))
 	for _, name := range slices.Sorted(maps.Keys(p.entries)) {
 		e := p.entries[name]
 		switch {
+		case p.planned(e) && observed && p.labelled:
+			list = append(list, Evaluated{name, Topdown, errLabelled})
 		case p.planned(e):
 			list = append(list, Evaluated{name, Plan, nil})
 		case e.program != nil:
@@ -111,12 +114,11 @@ func (p *Policy) runPlan(ctx context.Context, e *entry, input ast.Value, env *En
 	case topdown.IsCancel(err):
 		return nil, true, evalError(err)
 	}
-	p.again.Add(1)
+	if env != nil && env.again != nil {
+		env.again.Add(1)
+	}
 	return nil, false, nil
 }
-
-// Again returns how often topdown was asked again for what a plan had an error for.
-func (p *Policy) Again() int64 { return p.again.Load() }
 
 // Difference is a question that a plan and topdown answered otherwise.
 type Difference struct {
@@ -165,6 +167,9 @@ func (p *Policy) planned(e *entry) bool { return e.program != nil && !p.distrust
 
 // errDistrusted is why topdown answers what a plan has answered otherwise.
 var errDistrusted = errors.New("the plan of this policy has answered otherwise than topdown")
+
+// errLabelled is why topdown answers where a plan could.
+var errLabelled = errors.New("rules of this policy have labels, which are recorded with its decisions: a plan does not tell them")
 
 // String says where the answers differ, and how, without what texts are there:
 // these may be secrets.

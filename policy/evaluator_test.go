@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync/atomic"
 	"testing"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -44,7 +45,7 @@ allow if input.a
 odd[1][2] := 3 if input.a
 `
 	p := compileBy(t, policy.Plan, text, "envoy/authz/allow", "envoy/authz/odd")
-	list := p.Evaluated()
+	list := p.Evaluated(false)
 	if len(list) != 2 || list[0].By != policy.Plan || list[0].Why != nil || list[1].By != policy.Topdown || !errors.Is(list[1].Why, plan.ErrUnsupported) {
 		t.Errorf("got %v, want allow by its plan and odd not", list)
 	}
@@ -54,7 +55,7 @@ odd[1][2] := 3 if input.a
 			t.Errorf("%s: got %v, %v, want %s", entry, v, err, want)
 		}
 	}
-	for _, e := range compileBy(t, policy.Topdown, text, "envoy/authz/allow").Evaluated() {
+	for _, e := range compileBy(t, policy.Topdown, text, "envoy/authz/allow").Evaluated(false) {
 		if e.By != policy.Topdown || e.Why != nil {
 			t.Errorf("topdown: got %v", e)
 		}
@@ -88,13 +89,17 @@ other if startswith(input.c, "x")
 		if o.At.IsZero() {
 			t.Errorf("%s: got no time", by)
 		}
-		before := p.Again()
-		_, err := p.Decide(context.Background(), entry, value(t, `{"a": true, "b": true}`), nil, nil)
+		var again atomic.Int64
+		env := policy.NewEnvWith(policy.EnvOptions{Again: &again})
+		_, err := p.Decide(context.Background(), entry, value(t, `{"a": true, "b": true}`), env, nil)
 		if !errors.Is(err, policy.ErrConflict) {
 			t.Errorf("%s: got %v, want %v", by, err, policy.ErrConflict)
 		}
-		if asked := p.Again() - before; asked != 1 && by == policy.Plan {
-			t.Errorf("got topdown asked again %d times, want once", asked)
+		if want := map[policy.Evaluator]int64{policy.Plan: 1}[by]; again.Load() != want {
+			t.Errorf("%s: got topdown asked again %d times, want %d", by, again.Load(), want)
+		}
+		if list := p.Evaluated(true); list[0].By != policy.Topdown || (list[0].Why != nil) != (by == policy.Plan) {
+			t.Errorf("%s: got %v, want topdown, and why", by, list)
 		}
 	}
 }
@@ -142,8 +147,8 @@ conflict := 1 if input.a
 	if v, err := p.Eval(context.Background(), "envoy/authz/allow", input, nil, nil); err != nil || v != ast.Boolean(true) {
 		t.Errorf("got %v, %v, want true", v, err)
 	}
-	if slices.ContainsFunc(p.Evaluated(), func(e policy.Evaluated) bool { return e.By != policy.Topdown || e.Why == nil }) {
-		t.Errorf("got %v, want all by topdown, and why", p.Evaluated())
+	if slices.ContainsFunc(p.Evaluated(false), func(e policy.Evaluated) bool { return e.By != policy.Topdown || e.Why == nil }) {
+		t.Errorf("got %v, want all by topdown, and why", p.Evaluated(false))
 	}
 }
 

@@ -51,8 +51,7 @@ type Policy struct {
 	labelled bool // some rule has labels, which an Observed can ask for
 	size     int64
 
-	again      atomic.Int64 // how often topdown was asked again after an error of a plan
-	distrusted atomic.Bool  // a plan has answered otherwise than topdown
+	distrusted atomic.Bool // a plan has answered otherwise than topdown
 }
 
 // Revision names one bundle of a Policy and its revision.

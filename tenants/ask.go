@@ -215,7 +215,7 @@ func (c *call) begin(i int, q *Question) bool {
 		question: q, needs: needs, bytes: min(q.BodyBytes, c.in.limits.BodyBytes), index: i, deadline: deadline, done: c.done,
 	}
 	j.needs.Cancel = &j.cancel
-	j.observes, j.observed.WantBuiltins = q.Timed || c.in.log.Load() != nil || c.in.remembers.Load(), c.in.settings.NDBuiltinCache
+	j.observes, j.observed.WantBuiltins = q.Timed || c.in.observes(), c.in.settings.NDBuiltinCache
 	if span != nil {
 		j.span, j.asked = span, begun
 		j.observes, j.observed.WantPrints = true, c.pool.cfg.Tracing.Prints
@@ -238,7 +238,7 @@ func (c *call) finish(j *job) {
 			break
 		}
 	}
-	c.pool.verifier.offer(j, c.in)
+	c.pool.verifier.offer(j, c.in, c.rev)
 	i, q, r := j.index, j.question, result{
 		input: j.input, decision: j.decision, err: j.err, cleared: j.cleared.Load(), observed: j.observed, span: j.span,
 	}

@@ -77,7 +77,7 @@ func (p *Pool) document(in *instance, c content) (any, error) {
 	}
 	var value ast.Value
 	err = p.aside(in.limits.EvaluationTime, func(cancel *policy.Cancel) (err error) {
-		value, err = pol.Document(context.Background(), in.base.Discovery.Decision, in.base.env(), cancel)
+		value, err = pol.Document(context.Background(), in.base.Discovery.Decision, in.base.env(nil), cancel)
 		return err
 	})
 	switch {

@@ -232,6 +232,9 @@ func (in *instance) report(err error, activated time.Time) {
 	in.reporter.changed()
 }
 
+// observes reports whether what its evaluations do is recorded.
+func (in *instance) observes() bool { return in.log.Load() != nil || in.remembers.Load() }
+
 func revisionsAttr(revisions []policy.Revision) slog.Value {
 	attrs := make([]slog.Attr, len(revisions))
 	for i, r := range revisions {

@@ -39,6 +39,7 @@ type metrics struct {
 	reports     *prometheus.CounterVec
 	evicted     prometheus.Counter // tenants forgotten for the memory budget
 	unknown     atomic.Uint64      // checks of unknown tenants
+	again       atomic.Int64       // evaluations by a plan, with an error, after which topdown was asked
 	refused     [outcomes]atomic.Uint64
 
 	mu     sync.Mutex
@@ -92,7 +93,10 @@ var (
 	evaluatorsDesc = prometheus.NewDesc("gatehouse_entry_points",
 		"Entry points of warm and parked tenants, by what evaluates them: plan, topdown, or fallback, which is topdown where it was to be plan.", []string{"evaluator"}, nil)
 
-	descs = []*prometheus.Desc{evaluatorsDesc, checksDesc, tenantsDesc, ageDesc, waitingDesc, runningDesc, stuckDesc, loadingDesc, policiesDesc, memoryDesc, bodiesDesc, quarantinedDesc, failingDesc}
+	againDesc = prometheus.NewDesc("gatehouse_evaluations_again_total",
+		"Evaluations by a plan that ended with an error, after which topdown was asked: it has the last word on errors.", nil, nil)
+
+	descs = []*prometheus.Desc{evaluatorsDesc, againDesc, checksDesc, tenantsDesc, ageDesc, waitingDesc, runningDesc, stuckDesc, loadingDesc, policiesDesc, memoryDesc, bodiesDesc, quarantinedDesc, failingDesc}
 )
 
 func newMetrics(p *Pool, reg prometheus.Registerer) *metrics {
@@ -326,7 +330,7 @@ func (m *metrics) collectEvaluators(ch chan<- prometheus.Metric, known []*instan
 		if rev == nil {
 			continue
 		}
-		for _, e := range rev.policy.Evaluated() {
+		for _, e := range rev.policy.Evaluated(in.observes()) {
 			if e.Why != nil {
 				entries["fallback"]++
 			} else {
@@ -337,6 +341,7 @@ func (m *metrics) collectEvaluators(ch chan<- prometheus.Metric, known []*instan
 	for by, n := range entries {
 		ch <- prometheus.MustNewConstMetric(evaluatorsDesc, prometheus.GaugeValue, float64(n), by)
 	}
+	ch <- prometheus.MustNewConstMetric(againDesc, prometheus.CounterValue, float64(m.again.Load()))
 }
 
 // collectChecks sends the counts of the tenants that have a label, with those of

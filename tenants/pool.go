@@ -464,7 +464,7 @@ func (p *Pool) fill(in *instance) (feeds []*feed, err error) {
 			return feeds, fmt.Errorf("bundle %q: %w", in.settings.Bundles[i].Name, err)
 		}
 	}
-	in.env = in.settings.env()
+	in.env = in.settings.env(&p.metrics.again)
 	p.openLog(in)
 	err = p.activate(in, feeds)
 	for _, f := range feeds {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/gatehouse-authz/gatehouse/control"
@@ -115,6 +116,6 @@ func (l Limits) withDefaults(cpus int) Limits {
 }
 
 // env is what evaluations take from a tenant of these settings.
-func (s *Settings) env() *policy.Env {
-	return policy.NewEnvWith(policy.EnvOptions{Labels: s.Labels, Caching: s.Caching, Network: s.Network})
+func (s *Settings) env(again *atomic.Int64) *policy.Env {
+	return policy.NewEnvWith(policy.EnvOptions{Labels: s.Labels, Caching: s.Caching, Network: s.Network, Again: again})
 }

@@ -180,7 +180,7 @@ func (p *Pool) statusOf(in *instance) Status {
 			s.Bundles = append(s.Bundles, b)
 		}
 		s.Revision = s.Bundles[0].Revision
-		for _, e := range rev.policy.Evaluated() {
+		for _, e := range rev.policy.Evaluated(in.observes()) {
 			es := EvaluatorStatus{Entry: e.Entry, Evaluator: e.By}
 			if e.Why != nil {
 				es.Reason = e.Why.Error()

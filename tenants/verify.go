@@ -2,12 +2,15 @@ package tenants
 
 import (
 	"context"
+	"encoding/json"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/gatehouse-authz/gatehouse/decisionlog"
 	"github.com/gatehouse-authz/gatehouse/policy"
 )
 
@@ -25,10 +28,12 @@ type verifier struct {
 
 // verification is a decision to be made again.
 type verification struct {
-	in     *instance
-	policy *policy.Policy
-	entry  string
-	input  ast.Value
+	in         *instance
+	rules      *decisionlog.Rules // what its decision is masked by
+	policy     *policy.Policy
+	entry      string
+	input      ast.Value
+	decisionID string
 }
 
 func newVerifier(p *Pool, reg prometheus.Registerer) *verifier {
@@ -51,13 +56,13 @@ func newVerifier(p *Pool, reg prometheus.Registerer) *verifier {
 
 // offer has a decision verified if it is the turn of one of its tenant. It never
 // waits.
-func (v *verifier) offer(j *job, in *instance) {
+func (v *verifier) offer(j *job, in *instance, rev *revision) {
 	n := in.settings.Verify
 	if n <= 0 || j.input == nil || !j.cleared.Load() || in.decided.Add(1)%uint64(n) != 0 {
 		return
 	}
 	select {
-	case v.waiting <- verification{in, j.policy, j.entry, j.input}:
+	case v.waiting <- verification{in, rev.rules, j.policy, j.entry, j.input, j.question.DecisionID}:
 	default:
 		v.counts.WithLabelValues("dropped").Inc()
 	}
@@ -76,22 +81,89 @@ func (v *verifier) run(ctx context.Context) {
 }
 
 func (v *verifier) verify(next verification) {
+	var differs *policy.Difference
 	err := v.pool.aside(2*next.in.limits.EvaluationTime, func(cancel *policy.Cancel) error {
 		d, verified := next.policy.Verify(context.Background(), next.entry, next.input, next.in.env, cancel)
-		if !verified {
-			return nil
-		}
-		if d == nil {
+		switch {
+		case d != nil:
+			v.counts.WithLabelValues("different").Inc()
+			differs = d
+		case verified:
 			v.counts.WithLabelValues("equal").Inc()
-			return nil
 		}
-		v.counts.WithLabelValues("different").Inc()
-		v.pool.log.Error("evaluators differ: topdown evaluates the policy from now on",
-			"tenant", next.in.id, "entry", next.entry, "bundles", revisionsAttr(next.policy.Revisions()), "difference", d.String())
 		return nil
 	})
-	if err != nil {
+	switch {
+	case err != nil:
 		v.pool.log.Warn("verifying a decision", "tenant", next.in.id, "error", err)
+	case differs != nil:
+		v.tell(next, differs)
+	}
+}
+
+// maxToldAnswer bounds each answer in the log of a difference, in bytes.
+const maxToldAnswer = 4 << 10
+
+// tell logs where two answers differ, and both as they would be in the tenant's
+// decision log: masked by its rules, with secrets hidden. Where these rules keep
+// a decision out of logs, the answers are not told.
+func (v *verifier) tell(next verification, d *policy.Difference) {
+	attrs := []any{
+		"tenant", next.in.id, "entry", next.entry, "decision_id", next.decisionID,
+		"bundles", revisionsAttr(next.policy.Revisions()), "difference", d.String(),
+	}
+	logs := v.pool.cfg.Logs
+	if logs == nil {
+		v.pool.log.Error(evaluatorsDiffer, attrs...)
+		return
+	}
+	answers := [2]string{"undefined", "undefined"}
+	if d.Err != nil {
+		answers[1] = "an error"
+	}
+	var memories []*decisionlog.Memory
+	var of []int // :: memory → its answer
+	for i, value := range []ast.Value{d.Plan, d.Topdown} {
+		if value != nil {
+			m := &decisionlog.Memory{Tenant: string(next.in.id), Labels: next.in.settings.Labels, Rules: next.rules}
+			m.DecisionID, m.Path, m.Timestamp, m.Input, m.Result = next.decisionID, next.entry, time.Now(), d.Input, value
+			memories, of = append(memories, m), append(of, i)
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*maxFilterTime)
+	defer cancel()
+	shown := 0
+	err := logs.Show(ctx, memories, nil, next.in.filterTime(), func(s decisionlog.Shown, err error) bool {
+		answers[of[shown]] = resultText(s.JSON, err)
+		shown++
+		return true
+	})
+	if err != nil {
+		attrs = append(attrs, "withheld", err)
+	}
+	v.pool.log.Error(evaluatorsDiffer, append(attrs, "plan", answers[0], "topdown", answers[1])...)
+}
+
+const evaluatorsDiffer = "evaluators differ: topdown evaluates the policy from now on"
+
+// resultText is the result in an event, or why there is none.
+func resultText(event []byte, err error) string {
+	if err != nil {
+		return err.Error()
+	}
+	var of struct {
+		Result json.RawMessage `json:"result"`
+	}
+	if err := json.Unmarshal(event, &of); err != nil {
+		return err.Error()
+	}
+	switch text := of.Result; {
+	case len(text) == 0:
+		return "erased by the tenant's mask rule"
+	case len(text) > maxToldAnswer:
+		return strings.ToValidUTF8(string(text[:maxToldAnswer]), "") + "…"
+	default:
+		return string(text)
 	}
 }
 

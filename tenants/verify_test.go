@@ -1,13 +1,19 @@
 package tenants_test
 
 import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"log/slog"
 	"strings"
 	"testing"
 	"testing/synctest"
 
+	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/gatehouse-authz/gatehouse/decisionlog"
 	"github.com/gatehouse-authz/gatehouse/policy"
 	"github.com/gatehouse-authz/gatehouse/tenants"
 )
@@ -52,6 +58,62 @@ func TestVerifiedDecisions(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Both answers are told, masked as they are in the tenant's decision log.
+func TestDifferenceTold(t *testing.T) {
+	var out bytes.Buffer
+	handler := slog.NewJSONHandler(&out, &slog.HandlerOptions{Level: slog.LevelError}) // nobody else logs errors
+	cfg := tenants.Config{Logger: slog.New(handler)}
+	s, _ := remembering(t, cfg, 10, nil)
+	s.Set("masked", `package envoy.authz
+allow := true
+-- log.rego --
+package system.log
+drop if input.input.health
+mask contains "/result/headers/x-token"
+`)
+	value := func(text string) ast.Value { return ast.MustParseTerm(text).Value }
+	large := ast.String(strings.Repeat("é", 5000))
+	for _, c := range []struct {
+		id            tenants.ID
+		d             policy.Difference
+		plan, topdown string
+	}{
+		{"orders", policy.Difference{Plan: value(`{"allowed": true, "headers": {"authorization": "SECRET"}}`), Topdown: value(`false`)},
+			`{"allowed":true,"headers":{"authorization":"` + decisionlog.Redacted + `"}}`, `false`},
+		{"orders", policy.Difference{Topdown: value(`true`)}, "undefined", "true"},
+		{"orders", policy.Difference{Plan: value(`true`), Err: errors.New("SECRET")}, "true", "an error"},
+		{"orders", policy.Difference{Plan: large, Topdown: value(`true`)}, `"` + strings.Repeat("é", 2047) + "…", "true"},
+		{"masked", policy.Difference{Plan: value(`{"headers": {"x-token": "SECRET"}}`), Topdown: value(`{"headers": {}}`)}, `{"headers":{}}`, `{"headers":{}}`},
+		{"masked", policy.Difference{Input: value(`{"health": "SECRET"}`), Plan: value(`"SECRET"`), Topdown: value(`true`)},
+			"decision is withheld: the tenant's drop rule keeps it out of logs", "decision is withheld: the tenant's drop rule keeps it out of logs"},
+	} {
+		s.allows(c.id)
+		c.d.Entry = "envoy/authz/allow"
+		out.Reset()
+		s.Pool.TellDifference(c.id, "d1", &c.d)
+		var line struct {
+			Level      string
+			Tenant     string
+			DecisionID string `json:"decision_id"`
+			Plan       string
+			Topdown    string
+			Difference string
+		}
+		if err := json.Unmarshal(out.Bytes(), &line); err != nil {
+			t.Fatal(err)
+		}
+		if line.Level != "ERROR" || line.Tenant != string(c.id) || line.DecisionID != "d1" || line.Difference != c.d.String() {
+			t.Errorf("got %+v", line)
+		}
+		if strings.Contains(out.String(), "SECRET") {
+			t.Errorf("a secret is in the log: %s", out.String())
+		}
+		if line.Plan != c.plan || line.Topdown != c.topdown {
+			t.Errorf("got %q and %q, want %q and %q", line.Plan, line.Topdown, c.plan, c.topdown)
+		}
+	}
 }
 
 func TestParseShare(t *testing.T) {

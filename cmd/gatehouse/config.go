@@ -245,13 +245,13 @@ type TenantKeys struct {
 
 	// Evaluator says how policies are evaluated: topdown, by OPA's evaluator;
 	// plan, by OPA's plan of each entry point, which is faster and gives the same
-	// answers, and by topdown where there is no such plan; auto, which is topdown
-	// in this version. Default auto.
+	// answers, and by topdown where there is no such plan; auto, which is plan in
+	// this version. Default auto.
 	Evaluator string `yaml:"evaluator"`
 
 	// Verify, as 1/1000, is the share of decisions by plan that are made again by
-	// plan and topdown, beside the requests. A difference is logged, and topdown
-	// evaluates that revision from then on. Default "": none.
+	// plan and topdown, beside the requests. A difference is logged with both
+	// answers, and topdown evaluates that revision from then on. Default "": none.
 	Verify string `yaml:"verify"`
 }
 
