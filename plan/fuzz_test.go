@@ -32,7 +32,10 @@ type tally struct{ compiled, planned, asked, refused, canceled, failed, undefine
 // differ asks both evaluators all questions of a generated policy and returns an
 // error that tells of the first difference.
 func differ(t testing.TB, choices []byte, n *tally) error {
-	c := generate(choices)
+	return generate(choices).differ(t, n)
+}
+
+func (c policyCase) differ(t testing.TB, n *tally) error {
 	compiler := c.compile()
 	if compiler == nil || cyclic(compiler) {
 		return nil // not every policy is one
