@@ -90,7 +90,7 @@ sbom: build ## Say of which modules bin/gatehouse is made: bin/gatehouse.cdx.jso
 	.cache/cyclonedx-gomod-1.10.0 bin -json -std -noserial -notimestamp -output bin/gatehouse.cdx.json $(BIN)
 
 .PHONY: test
-test: lint unit e2e js ## Lint, unit tests with the race detector, e2e with real Envoy and S3, the JavaScript
+test: lint unit allocs e2e js ## Lint, unit tests with the race detector, allocations, e2e with real Envoy and S3, the JavaScript
 
 .PHONY: unit
 unit: ## Unit tests, recorded vectors and fuzz seeds, with the race detector
@@ -99,6 +99,11 @@ unit: ## Unit tests, recorded vectors and fuzz seeds, with the race detector
 .PHONY: unit-topdown
 unit-topdown: ## Unit tests and vectors with policies evaluated by topdown
 	go test -ldflags "$(TOPDOWN)" -timeout 5m ./...
+
+# Without the race detector, which allocates itself.
+.PHONY: allocs
+allocs: ## Hold the allocations of a check to testdata/allocs.txt (UPDATE=1 writes it anew)
+	go test -run '^TestAllocations$$' -count=1 -v . $(if $(UPDATE),-update)
 
 .PHONY: e2e
 e2e: build tools proxies ## End-to-end tests with real Envoy, nginx, Caddy and a real S3 server
