@@ -3,10 +3,8 @@ package extauthz
 import (
 	"github.com/open-policy-agent/opa/v1/ast"
 	"google.golang.org/protobuf/types/known/structpb"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 )
 
 // The functions of this file return the messages that every check has as
@@ -14,128 +12,128 @@ import (
 
 // attributes returns an AttributeContext with headers as the headers of its
 // request and, unless it is empty, the decision ID in its metadata.
-func (t *termMaker) attributes(a *authv3.AttributeContext, headers map[string]string, decisionID string) *ast.Term {
+func (t *termMaker) attributes(a *asked, headers pairs, decisionID string) *ast.Term {
 	var buf [8]item
 	items := buf[:0]
-	if p := a.GetSource(); p != nil {
-		items = append(items, item{keySource, t.peer(p)})
+	if a.source.there {
+		items = append(items, item{keySource, t.party(&a.source)})
 	}
-	if p := a.GetDestination(); p != nil {
-		items = append(items, item{keyDestination, t.peer(p)})
+	if a.destination.there {
+		items = append(items, item{keyDestination, t.party(&a.destination)})
 	}
-	if r := a.GetRequest(); r != nil {
-		items = append(items, item{keyRequest, t.request(r, headers)})
+	if a.request.there {
+		items = append(items, item{keyRequest, t.request(a, headers)})
 	}
-	if m := a.GetContextExtensions(); len(m) > 0 {
-		items = append(items, item{keyContextExtensions, t.stringMap(m)})
+	if len(a.extensions) > 0 {
+		items = append(items, item{keyContextExtensions, t.stringMap(a.extensions)})
 	}
-	if m := a.GetMetadataContext(); m != nil || decisionID != "" {
-		items = append(items, item{keyMetadataContext, t.metadata(m, decisionID)})
+	if a.metadata.there || decisionID != "" {
+		items = append(items, item{keyMetadataContext, t.metadata(a.metadata.message, decisionID)})
 	}
-	if m := a.GetRouteMetadataContext(); m != nil {
-		items = append(items, item{keyRouteMetadataContext, t.metadata(m, "")})
+	if a.routeMetadata.there {
+		items = append(items, item{keyRouteMetadataContext, t.metadata(a.routeMetadata.message, "")})
 	}
-	if s := a.GetTlsSession(); s != nil {
+	if a.tls.there {
 		var tls []item
-		if s.Sni != "" {
-			tls = append(tls, item{keySNI, t.string(s.Sni)})
-		}
+		tls = t.appendString(tls, keySNI, a.tls.sni)
 		items = append(items, item{keyTLSSession, t.object(tls)})
 	}
 	return t.object(items)
 }
 
-func (t *termMaker) peer(p *authv3.AttributeContext_Peer) *ast.Term {
+func (t *termMaker) party(p *party) *ast.Term {
 	var buf [5]item
 	items := buf[:0]
-	if a := p.Address; a != nil {
-		items = append(items, item{keyAddress, t.address(a)})
+	if p.address.there {
+		items = append(items, item{keyAddress, t.address(&p.address)})
 	}
-	items = t.appendString(items, keyService, p.Service)
-	if len(p.Labels) > 0 {
-		items = append(items, item{keyLabels, t.stringMap(p.Labels)})
+	items = t.appendString(items, keyService, p.service)
+	if len(p.labels) > 0 {
+		items = append(items, item{keyLabels, t.stringMap(p.labels)})
 	}
-	items = t.appendString(items, keyPrincipal, p.Principal)
-	items = t.appendString(items, keyCertificate, p.Certificate)
+	items = t.appendString(items, keyPrincipal, p.principal)
+	items = t.appendString(items, keyCertificate, p.certificate)
 	return t.object(items)
 }
 
-func (t *termMaker) address(a *corev3.Address) *ast.Term {
-	socket, ok := a.Address.(*corev3.Address_SocketAddress)
-	if !ok || socket.SocketAddress == nil {
-		return t.message(a.ProtoReflect())
+func (t *termMaker) address(a *address) *ast.Term {
+	switch {
+	case a.other != nil:
+		return t.message(a.other.ProtoReflect())
+	case !a.socket:
+		return ast.InternedEmptyObject
 	}
-	return t.object([]item{{keySocketAddress, t.socketAddress(socket.SocketAddress)}})
+	return t.object([]item{{keySocketAddress, t.socketAddress(a)}})
 }
 
-func (t *termMaker) socketAddress(a *corev3.SocketAddress) *ast.Term {
+func (t *termMaker) socketAddress(a *address) *ast.Term {
 	var buf [7]item
 	items := buf[:0]
-	if a.Protocol != 0 {
-		items = append(items, item{keyProtocol, t.int(int64(a.Protocol))})
+	if a.protocol != 0 {
+		items = append(items, item{keyProtocol, t.int(int64(a.protocol))})
 	}
-	items = t.appendString(items, keyAddress, a.Address)
-	switch port := a.PortSpecifier.(type) {
-	case *corev3.SocketAddress_PortValue:
-		items = append(items, item{keyPortValue, t.uint(uint64(port.PortValue))})
-	case *corev3.SocketAddress_NamedPort:
-		items = append(items, item{keyNamedPort, t.string(port.NamedPort)})
+	items = t.appendString(items, keyAddress, a.address)
+	switch a.port {
+	case portValue:
+		items = append(items, item{keyPortValue, t.uint(uint64(a.portValue))})
+	case portNamed:
+		items = append(items, item{keyNamedPort, t.string(a.namedPort)})
 	}
-	items = t.appendString(items, keyResolverName, a.ResolverName)
-	if a.Ipv4Compat {
+	items = t.appendString(items, keyResolverName, a.resolver)
+	if a.ipv4Compat {
 		items = append(items, item{keyIPv4Compat, ast.InternedTerm(true)})
 	}
-	items = t.appendString(items, keyNetworkNamespaceFilepath, a.NetworkNamespaceFilepath)
+	items = t.appendString(items, keyNetworkNamespaceFilepath, a.networkFile)
 	return t.object(items)
 }
 
-func (t *termMaker) request(r *authv3.AttributeContext_Request, headers map[string]string) *ast.Term {
+func (t *termMaker) request(a *asked, headers pairs) *ast.Term {
 	var buf [2]item
 	items := buf[:0]
-	if r.Time != nil {
-		items = append(items, item{keyTime, t.timestamp(r.Time)})
+	if a.time.there {
+		items = append(items, item{keyTime, t.instant(&a.time)})
 	}
-	if r.Http != nil {
-		items = append(items, item{keyHTTP, t.http(r.Http, headers)})
+	if a.http.there {
+		items = append(items, item{keyHTTP, t.exchange(&a.http, headers)})
 	}
 	return t.object(items)
 }
 
-func (t *termMaker) timestamp(ts *timestamppb.Timestamp) *ast.Term {
+func (t *termMaker) instant(i *instant) *ast.Term {
 	var buf [2]item
 	items := buf[:0]
-	if ts.Seconds != 0 {
-		items = append(items, item{keySeconds, t.int(ts.Seconds)})
+	if i.seconds != 0 {
+		items = append(items, item{keySeconds, t.int(i.seconds)})
 	}
-	if ts.Nanos != 0 {
-		items = append(items, item{keyNanos, t.int(int64(ts.Nanos))})
+	if i.nanos != 0 {
+		items = append(items, item{keyNanos, t.int(int64(i.nanos))})
 	}
 	return t.object(items)
 }
 
-func (t *termMaker) http(r *authv3.AttributeContext_HttpRequest, headers map[string]string) *ast.Term {
+func (t *termMaker) exchange(http *exchange, headers pairs) *ast.Term {
 	var buf [13]item
 	items := buf[:0]
-	items = t.appendString(items, keyID, r.Id)
-	items = t.appendString(items, keyMethod, r.Method)
+	items = t.appendString(items, keyID, http.id)
+	items = t.appendString(items, keyMethod, http.method)
 	if len(headers) > 0 {
 		items = append(items, item{keyHeaders, t.stringMap(headers)})
 	}
-	if r.HeaderMap != nil {
-		items = append(items, item{keyHeaderMap, t.message(r.HeaderMap.ProtoReflect())})
+	if http.headerMap != nil {
+		items = append(items, item{keyHeaderMap, t.message(http.headerMap.ProtoReflect())})
 	}
-	items = t.appendString(items, keyPath, r.Path)
-	items = t.appendString(items, keyHost, r.Host)
-	items = t.appendString(items, keyScheme, r.Scheme)
-	items = t.appendString(items, keyQuery, r.Query)
-	items = t.appendString(items, keyFragment, r.Fragment)
-	if r.Size != 0 {
-		items = append(items, item{keySize, t.int(r.Size)})
+	items = t.appendString(items, keyPath, http.path)
+	items = t.appendString(items, keyHost, http.host)
+	items = t.appendString(items, keyScheme, http.scheme)
+	items = t.appendString(items, keyQuery, http.query)
+	items = t.appendString(items, keyFragment, http.fragment)
+	if http.size != 0 {
+		items = append(items, item{keySize, t.int(http.size)})
 	}
-	items = t.appendString(items, keyProtocol, r.Protocol)
-	items = t.appendString(items, keyBody, r.Body)
-	if len(r.RawBody) > 0 {
-		items = append(items, item{keyRawBody, t.bytes(r.RawBody)})
+	items = t.appendString(items, keyProtocol, http.protocol)
+	items = t.appendString(items, keyBody, http.body)
+	if http.rawBody != "" {
+		items = append(items, item{keyRawBody, t.bytes([]byte(http.rawBody))})
 	}
 	return t.object(items)
 }

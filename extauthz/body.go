@@ -15,8 +15,6 @@ import (
 
 	"github.com/open-policy-agent/opa/v1/ast"
 
-	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
-
 	"github.com/gatehouse-authz/gatehouse/policy"
 	"github.com/gatehouse-authz/gatehouse/tenants"
 )
@@ -24,8 +22,8 @@ import (
 // bodyReader reads the body of one request.
 type bodyReader struct {
 	terms   *termMaker
-	http    *authv3.AttributeContext_HttpRequest
-	headers map[string]string
+	http    *exchange
+	headers pairs
 	path    []string
 	cancel  *policy.Cancel
 
@@ -39,7 +37,7 @@ func (r *bodyReader) read() (body *ast.Term, truncated bool, err error) {
 	if r.cut() {
 		return nil, true, nil
 	}
-	contentType, ok := r.headers["content-type"]
+	contentType, ok := r.headers.get("content-type")
 	if !ok {
 		return nil, false, nil
 	}
@@ -61,16 +59,16 @@ func (r *bodyReader) read() (body *ast.Term, truncated bool, err error) {
 
 // cut reports whether Envoy says that it sent a part of the body: it does, also
 // where the length is not known in advance.
-func (r *bodyReader) cut() bool { return r.headers["x-envoy-auth-partial-body"] == "true" }
+func (r *bodyReader) cut() bool { return r.headers.value("x-envoy-auth-partial-body") == "true" }
 
 // missing reports whether less of the body is here than the request announces,
 // whatever its type; all of it may be missing.
 func (r *bodyReader) missing() bool {
-	n, err := strconv.ParseInt(r.headers["content-length"], 10, 64)
+	n, err := strconv.ParseInt(r.headers.value("content-length"), 10, 64)
 	return r.cut() || err == nil && n > int64(r.size())
 }
 
-func (r *bodyReader) size() int { return max(len(r.http.GetBody()), len(r.http.GetRawBody())) }
+func (r *bodyReader) size() int { return r.http.bodySize() }
 
 type bodyType int
 
@@ -115,14 +113,14 @@ func isJSON(contentType string) bool {
 
 // text reads a body that is not framed, if there is one and all of it is here.
 func (r *bodyReader) text(parse func(string) (*ast.Term, error)) (body *ast.Term, truncated bool, err error) {
-	text := r.http.GetBody()
+	text := r.http.body
 	if text == "" {
-		text = string(r.http.GetRawBody())
+		text = r.http.rawBody
 	}
 	if text == "" {
 		return nil, false, nil
 	}
-	if length, ok := r.headers["content-length"]; ok {
+	if length, ok := r.headers.get("content-length"); ok {
 		n, err := strconv.ParseInt(length, 10, 64)
 		if err != nil {
 			return nil, false, fmt.Errorf("%w: content-length: %w", tenants.ErrInvalid, err)
@@ -164,7 +162,7 @@ func (r *bodyReader) form(text string) (*ast.Term, error) {
 // multipart reads a form in parts. A part without a name is skipped, one that is
 // JSON is parsed, any other is a string, also a file.
 func (r *bodyReader) multipart(text string) (*ast.Term, error) {
-	_, params, err := mime.ParseMediaType(r.headers["content-type"])
+	_, params, err := mime.ParseMediaType(r.headers.value("content-type"))
 	if err != nil {
 		return nil, err
 	}
@@ -220,7 +218,7 @@ func (r *bodyReader) fields(lists map[string][]*ast.Term) *ast.Term {
 }
 
 func (r *bodyReader) grpc() (body *ast.Term, truncated bool, err error) {
-	if r.descriptorFile == "" || len(r.http.GetRawBody()) == 0 {
+	if r.descriptorFile == "" || r.http.rawBody == "" {
 		return nil, false, nil
 	}
 	if r.descriptors == nil {
@@ -229,7 +227,7 @@ func (r *bodyReader) grpc() (body *ast.Term, truncated bool, err error) {
 	if len(r.path) != 2 {
 		return nil, false, fmt.Errorf("%w: body: path of a gRPC call has %d segments", tenants.ErrInvalid, len(r.path))
 	}
-	text, err := r.descriptors.messageJSON(r.path[0], r.path[1], r.http.GetRawBody())
+	text, err := r.descriptors.messageJSON(r.path[0], r.path[1], []byte(r.http.rawBody))
 	if errors.Is(err, errTruncated) {
 		return nil, true, nil
 	}

@@ -5,6 +5,11 @@
 // when the tenant's policy asks for it, and renders the decision as a
 // CheckResponse: tenantOf, inputOf, Pool.Decide, responseOf.
 //
+// A message is read from its bytes: the one copy of them that is made is what all
+// strings of the input are parts of. What Envoy does not send, such as a field
+// twice, protobuf reads first (decode.go), so that each message means, and is
+// refused as, what protobuf defines.
+//
 // The input document and the meaning of a decision are those of
 // opa-envoy-plugin, and so are the answers, but for what follows.
 //

@@ -9,8 +9,6 @@ import (
 
 	"github.com/open-policy-agent/opa/v1/ast"
 
-	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
-
 	"github.com/gatehouse-authz/gatehouse/tenants"
 )
 
@@ -22,12 +20,12 @@ var version = ast.ObjectTerm(
 
 // inputOf returns the input document of a request. Its error wraps ErrInvalid or
 // ErrTooLarge where the request is at fault.
-func inputOf(req *authv3.CheckRequest, decisionID string, needs tenants.Needs, descriptors map[string]*Descriptors) (ast.Value, error) {
-	http := req.GetAttributes().GetRequest().GetHttp()
-	if n := max(len(http.GetBody()), len(http.GetRawBody())); int64(n) > needs.BodyBytes {
+func inputOf(a *asked, decisionID string, needs tenants.Needs, descriptors map[string]*Descriptors) (ast.Value, error) {
+	http := &a.http
+	if n := http.bodySize(); int64(n) > needs.BodyBytes {
 		return nil, fmt.Errorf("%w: body has %d bytes, limit %d", tenants.ErrTooLarge, n, needs.BodyBytes)
 	}
-	path, query, err := splitPath(http.GetPath())
+	path, query, err := splitPath(http.path)
 	if err != nil {
 		return nil, fmt.Errorf("%w: path: %w", tenants.ErrInvalid, err)
 	}
@@ -44,7 +42,7 @@ func inputOf(req *authv3.CheckRequest, decisionID string, needs tenants.Needs, d
 		item{keyParsedPath, t.strings(path)},
 		item{keyParsedQuery, t.lists(parameters)},
 	)
-	if a := req.GetAttributes(); a != nil || decisionID != "" {
+	if a.there || decisionID != "" {
 		items = append(items, item{keyAttributes, t.attributes(a, headers, decisionID)})
 	}
 	r := bodyReader{terms: &t, http: http, headers: headers, path: path, cancel: needs.Cancel}
@@ -67,7 +65,7 @@ func inputOf(req *authv3.CheckRequest, decisionID string, needs tenants.Needs, d
 		}
 		items = append(items, item{keyParsedBody, body}, item{keyTruncatedBody, ast.InternedTerm(truncated)})
 	}
-	items = t.appendString(items, keySourcePrincipal, req.GetAttributes().GetSource().GetPrincipal())
+	items = t.appendString(items, keySourcePrincipal, a.source.principal)
 	return ast.NewObject(items...), nil
 }
 
@@ -102,10 +100,10 @@ func (t *termMaker) lists(m map[string][]string) *ast.Term {
 // headersOf returns the headers of a request. Where there are none they are made
 // from its header map, as Envoy would have: a name in lower case, the values of
 // one name joined, each byte that is not UTF-8 as "!".
-func headersOf(http *authv3.AttributeContext_HttpRequest) map[string]string {
-	entries := http.GetHeaderMap().GetHeaders()
-	if len(http.GetHeaders()) > 0 || len(entries) == 0 {
-		return http.GetHeaders()
+func headersOf(http *exchange) pairs {
+	entries := http.headerMap.GetHeaders()
+	if len(http.headers) > 0 || len(entries) == 0 {
+		return http.headers
 	}
 	joined := make(joinedHeaders, len(entries))
 	for _, h := range entries {
@@ -137,10 +135,10 @@ func (j joinedHeaders) add(name string, value []byte) {
 	j[name] = all
 }
 
-func (j joinedHeaders) headers() map[string]string {
-	headers := make(map[string]string, len(j))
+func (j joinedHeaders) headers() pairs {
+	headers := make(pairs, 0, len(j))
 	for name, value := range j {
-		headers[name] = sanitize(value)
+		headers = append(headers, pair{name, sanitize(value)})
 	}
 	return headers
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/open-policy-agent/opa/v1/ast"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -54,7 +55,7 @@ func withBody(contentType, body string) *authv3.CheckRequest {
 // mustInput returns the input of a request without a decision ID.
 func mustInput(t testing.TB, req *authv3.CheckRequest) ast.Value {
 	t.Helper()
-	v, err := inputOf(req, "", everything, nil)
+	v, err := inputOf(askedOf(req), "", everything, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +95,7 @@ func checkAt(t testing.TB, doc ast.Value, want string, path ...string) {
 
 func refused(t testing.TB, req *authv3.CheckRequest, want error) {
 	t.Helper()
-	if _, err := inputOf(req, "", everything, nil); !errors.Is(err, want) {
+	if _, err := inputOf(askedOf(req), "", everything, nil); !errors.Is(err, want) {
 		t.Errorf("%v: got %v, want %v", req, err, want)
 	}
 }
@@ -220,7 +221,7 @@ func TestDecisionIDInInput(t *testing.T) {
 		`{"attributes": {"metadataContext":{"filterMetadata":{"a":{"b":1}}}}}`:                                      `{"filterMetadata": {"a": {"b": 1}, "open_policy_agent": {"decision_id": "x"}}}`,
 		`{"attributes": {"metadataContext":{"filterMetadata":{"open_policy_agent":{"a":1,"decision_id":"mine"}}}}}`: `{"filterMetadata": {"open_policy_agent": {"a": 1, "decision_id": "x"}}}`,
 	} {
-		v, err := inputOf(request(t, text), "x", everything, nil)
+		v, err := inputOf(askedOf(request(t, text)), "x", everything, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -254,7 +255,7 @@ func TestWholeBody(t *testing.T) {
 		for _, whole := range []bool{false, true} {
 			needs := everything
 			needs.WholeBody = whole
-			_, err := inputOf(httpRequest(c.http), "", needs, nil)
+			_, err := inputOf(askedOf(httpRequest(c.http)), "", needs, nil)
 			if got, want := errors.Is(err, tenants.ErrPartialBody), c.partial && whole; got != want || !want && err != nil {
 				t.Errorf("%s, whole %t: got %v, want it refused: %t", name, whole, err, want)
 			}
@@ -271,12 +272,12 @@ func TestLargeBody(t *testing.T) {
 	} {
 		for _, skip := range []bool{false, true} {
 			needs.SkipBody = skip
-			if _, err := inputOf(httpRequest(http), "", needs, nil); !errors.Is(err, tenants.ErrTooLarge) {
+			if _, err := inputOf(askedOf(httpRequest(http)), "", needs, nil); !errors.Is(err, tenants.ErrTooLarge) {
 				t.Errorf("%v: got %v, want ErrTooLarge", http, err)
 			}
 		}
 	}
-	if _, err := inputOf(httpRequest(&authv3.AttributeContext_HttpRequest{Body: large[1:]}), "", needs, nil); err != nil {
+	if _, err := inputOf(askedOf(httpRequest(&authv3.AttributeContext_HttpRequest{Body: large[1:]})), "", needs, nil); err != nil {
 		t.Error(err)
 	}
 }
@@ -341,7 +342,7 @@ func TestAnyInBody(t *testing.T) {
 		{&anypb.Any{TypeUrl: "type.googleapis.com/google.protobuf.Struct"}, // built in
 			`{"@type": "type.googleapis.com/google.protobuf.Struct", "value": {}}`},
 	} {
-		v, err := inputOf(grpcRequest(t, path, registration(t, c.any)), "", needs, descriptors)
+		v, err := inputOf(askedOf(grpcRequest(t, path, registration(t, c.any))), "", needs, descriptors)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -349,7 +350,7 @@ func TestAnyInBody(t *testing.T) {
 	}
 
 	unknown := &anypb.Any{TypeUrl: "type.googleapis.com/no.such.Type"}
-	if _, err := inputOf(grpcRequest(t, path, registration(t, unknown)), "", needs, descriptors); !errors.Is(err, tenants.ErrInvalid) {
+	if _, err := inputOf(askedOf(grpcRequest(t, path, registration(t, unknown))), "", needs, descriptors); !errors.Is(err, tenants.ErrInvalid) {
 		t.Errorf("unknown type: got %v", err)
 	}
 	nested := new(anypb.Any)
@@ -359,12 +360,12 @@ func TestAnyInBody(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := inputOf(grpcRequest(t, path, registration(t, nested)), "", needs, descriptors); !errors.Is(err, tenants.ErrInvalid) {
+	if _, err := inputOf(askedOf(grpcRequest(t, path, registration(t, nested))), "", needs, descriptors); !errors.Is(err, tenants.ErrInvalid) {
 		t.Errorf("nested: got %v", err)
 	}
 	// A file that nobody has loaded is no fault of the request.
 	needs.ProtoDescriptor = "other.pb"
-	if _, err := inputOf(grpcRequest(t, path, registration(t, unknown)), "", needs, descriptors); err == nil || errors.Is(err, tenants.ErrInvalid) {
+	if _, err := inputOf(askedOf(grpcRequest(t, path, registration(t, unknown))), "", needs, descriptors); err == nil || errors.Is(err, tenants.ErrInvalid) {
 		t.Errorf("descriptors not loaded: got %v", err)
 	}
 }
@@ -462,7 +463,7 @@ func compareWalk(t testing.TB, req *authv3.CheckRequest) {
 	}
 	var generic, own termMaker
 	want := generic.message(a.ProtoReflect()).Value
-	got := own.attributes(a, a.GetRequest().GetHttp().GetHeaders(), "").Value
+	got := own.attributes(askedOf(req), pairsOf(a.GetRequest().GetHttp().GetHeaders()), "").Value
 	if got.Compare(want) != 0 || got.Hash() != want.Hash() || got.String() != want.String() {
 		t.Fatalf("%v:\ngot  %v\nwant %v", req, got, want)
 	}
@@ -504,7 +505,7 @@ func FuzzInput(f *testing.F) {
 			return
 		}
 		compareWalk(t, req)
-		v, err := inputOf(req, "id", needs, descriptors)
+		v, err := inputOf(askedOf(req), "id", needs, descriptors)
 		if err != nil {
 			if !errors.Is(err, tenants.ErrInvalid) && !errors.Is(err, tenants.ErrTooLarge) {
 				t.Fatalf("%v: %v", req, err)
@@ -525,7 +526,7 @@ func FuzzPath(f *testing.F) {
 		f.Add(path)
 	}
 	f.Fuzz(func(t *testing.T, path string) {
-		v, err := inputOf(httpRequest(&authv3.AttributeContext_HttpRequest{Path: path}), "", everything, nil)
+		v, err := inputOf(askedOf(httpRequest(&authv3.AttributeContext_HttpRequest{Path: path})), "", everything, nil)
 		if err != nil && !errors.Is(err, tenants.ErrInvalid) {
 			t.Fatal(err)
 		}
@@ -575,7 +576,7 @@ func FuzzBody(f *testing.F) {
 		} else {
 			http.Body = body
 		}
-		v, err := inputOf(httpRequest(http), "", needs, descriptors)
+		v, err := inputOf(askedOf(httpRequest(http)), "", needs, descriptors)
 		if err != nil {
 			if !errors.Is(err, tenants.ErrInvalid) {
 				t.Fatal(err)
@@ -635,11 +636,35 @@ func benchmarkRequest() *authv3.CheckRequest {
 }
 
 func BenchmarkInput(b *testing.B) {
-	req := benchmarkRequest()
+	a := askedOf(benchmarkRequest())
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := inputOf(req, "6ba7b810-9dad-41d1-80b4-00c04fd430c8", everything, nil); err != nil {
+		if _, err := inputOf(a, "6ba7b810-9dad-41d1-80b4-00c04fd430c8", everything, nil); err != nil {
 			b.Fatal(err)
 		}
 	}
+}
+
+// BenchmarkDecode reads a message as Envoy sends it, and as protobuf does.
+func BenchmarkDecode(b *testing.B) {
+	data, err := proto.Marshal(benchmarkRequest())
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Run("own", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if err := new(check).decode(textOf(mem.BufferSlice{mem.SliceBuffer(data)})); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("protobuf", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if err := proto.Unmarshal(data, new(authv3.CheckRequest)); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 }

@@ -67,7 +67,7 @@ func TestPeers(t *testing.T) {
 		if c.names != "" {
 			req.Attributes = &authv3.AttributeContext{ContextExtensions: map[string]string{"tenant": c.names}}
 		}
-		got, err := r.tenantOf(withPeer(c.peer), req)
+		got, err := r.tenantOf(withPeer(c.peer), askedOf(req))
 		if got != tenants.ID(c.want) || c.want == "" && !errors.Is(err, errTenant) {
 			t.Errorf("%q names %q: got %q, %v, want %q", c.peer, c.names, got, err, c.want)
 		}

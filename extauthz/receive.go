@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 
 	"github.com/gatehouse-authz/gatehouse/tenants"
 )
@@ -23,18 +26,23 @@ type transport interface {
 	RecvCompress() string
 }
 
-// receive reads the one message of a unary call into m, and returns how much of
-// the memory it reserved, which is the caller's to release. Its error wraps
+// receive reads the one message of a unary call, and returns its text and how much
+// of the memory it reserved, which is the caller's to release. Its error wraps
 // ErrTooLarge for a message over the limit, whether before or after it is
-// decompressed, ErrInvalid for one that cannot be decoded, and ErrBusy where the
+// decompressed, ErrInvalid for one that is not whole, and ErrBusy where the
 // memory has no room. The call can still be answered.
-func receive(stream grpc.ServerStream, m proto.Message, limit int, memory *memory) (reserved int64, err error) {
+func receive(stream grpc.ServerStream, limit int, memory *memory) (text string, reserved int64, err error) {
 	ctx := stream.Context()
 	t, ok := grpc.ServerTransportStreamFromContext(ctx).(transport)
 	if !ok { // a stream of another kind, with the bounds that it has itself
-		return 0, stream.RecvMsg(m)
+		req := new(authv3.CheckRequest)
+		if err := stream.RecvMsg(req); err != nil {
+			return "", 0, err
+		}
+		data, err := proto.Marshal(req)
+		return string(data), 0, err
 	}
-	err = receiveFrom(t, m, limit, func(n int64) error {
+	text, err = receiveFrom(t, limit, func(n int64) error {
 		if err := memory.reserve(n); err != nil {
 			return err
 		}
@@ -42,26 +50,26 @@ func receive(stream grpc.ServerStream, m proto.Message, limit int, memory *memor
 		return nil
 	})
 	if err != nil && ctx.Err() != nil {
-		return reserved, ctx.Err()
+		return "", reserved, ctx.Err()
 	}
-	return reserved, err
+	return text, reserved, err
 }
 
-func receiveFrom(t transport, m proto.Message, limit int, reserve func(int64) error) error {
+func receiveFrom(t transport, limit int, reserve func(int64) error) (string, error) {
 	var header [5]byte // flag and length, as PROTOCOL-HTTP2.md has it
 	if err := t.ReadMessageHeader(header[:]); err != nil {
-		return receiveError(err)
+		return "", receiveError(err)
 	}
 	length := binary.BigEndian.Uint32(header[1:])
 	if int64(length) > int64(limit) {
-		return fmt.Errorf("%w: message has %d bytes, limit %d", tenants.ErrTooLarge, length, limit)
+		return "", fmt.Errorf("%w: message has %d bytes, limit %d", tenants.ErrTooLarge, length, limit)
 	}
 	if err := reserve(int64(length)); err != nil {
-		return err
+		return "", err
 	}
 	data, err := t.Read(int(length))
 	if err != nil {
-		return receiveError(err)
+		return "", receiveError(err)
 	}
 	defer data.Free()
 
@@ -69,28 +77,35 @@ func receiveFrom(t transport, m proto.Message, limit int, reserve func(int64) er
 	case 0:
 	case 1:
 		if data, err = decompress(t.RecvCompress(), data, limit); err != nil {
-			return err
+			return "", err
 		}
 		if err := reserve(int64(data.Len())); err != nil {
-			return err
+			return "", err
 		}
 	default:
-		return fmt.Errorf("%w: message has flag %d", tenants.ErrInvalid, header[0])
+		return "", fmt.Errorf("%w: message has flag %d", tenants.ErrInvalid, header[0])
 	}
-	message := data.MaterializeToBuffer(mem.DefaultBufferPool())
-	defer message.Free()
-	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(message.ReadOnlyData(), m); err != nil {
-		return fmt.Errorf("%w: %w", tenants.ErrInvalid, err)
-	}
+	text := textOf(data)
 
 	switch err := t.ReadMessageHeader(header[:]); err {
 	case io.EOF:
-		return nil
+		return text, nil
 	case nil:
-		return fmt.Errorf("%w: more than one message", tenants.ErrInvalid)
+		return "", fmt.Errorf("%w: more than one message", tenants.ErrInvalid)
 	default:
-		return receiveError(err)
+		return "", receiveError(err)
 	}
+}
+
+// textOf returns what buffers hold, which are the transport's, as a string of its
+// own: it is kept as long as anything that is a part of it.
+func textOf(buffers mem.BufferSlice) string {
+	var text strings.Builder
+	text.Grow(buffers.Len())
+	for _, b := range buffers {
+		text.Write(b.ReadOnlyData())
+	}
+	return text.String()
 }
 
 // decompress returns what data holds, as far as it is within the limit.

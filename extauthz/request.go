@@ -3,13 +3,11 @@ package extauthz
 import (
 	"fmt"
 	"net/netip"
+	"sync"
+	"time"
 	"unicode/utf8"
 
 	"github.com/open-policy-agent/opa/v1/ast"
-	"google.golang.org/protobuf/types/known/timestamppb"
-
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 
 	"github.com/gatehouse-authz/gatehouse/policy"
 	"github.com/gatehouse-authz/gatehouse/tenants"
@@ -46,64 +44,69 @@ type Request struct {
 // have sent for it. It is made when the policy asks for it; r must not change
 // any more.
 func (s *Server) Input(r *Request, decisionID string) tenants.Input {
-	return &plainInput{r, decisionID, s.routing.Load().descriptors}
+	return &plainInput{request: r, decisionID: decisionID, descriptors: s.routing.Load().descriptors}
 }
 
 // plainInput is the input of a Request.
 type plainInput struct {
 	request     *Request
+	once        sync.Once
+	asked       *asked // made by once
 	decisionID  string
 	descriptors map[string]*Descriptors
 }
 
-// Input makes the input document.
+// Input makes the input document, at any time and any number of times.
 func (in *plainInput) Input(needs tenants.Needs) (ast.Value, error) {
 	if !utf8.ValidString(in.request.Path) {
 		return nil, fmt.Errorf("%w: path is not UTF-8", tenants.ErrInvalid)
 	}
-	return inputOf(in.request.check(), in.decisionID, needs, in.descriptors)
+	in.once.Do(func() { in.asked = in.request.asked() })
+	return inputOf(in.asked, in.decisionID, needs, in.descriptors)
 }
 
-// check returns the request as Envoy describes it.
-func (r *Request) check() *authv3.CheckRequest {
-	http := &authv3.AttributeContext_HttpRequest{
-		Id:       clean(r.ID),
-		Method:   clean(r.Method),
-		Path:     r.Path,
-		Host:     clean(r.Host),
-		Scheme:   clean(r.Scheme),
-		Protocol: clean(r.Protocol),
-		Size:     int64(len(r.Body)),
-		Headers:  r.headers(),
+// asked returns the request as Envoy describes it.
+func (r *Request) asked() *asked {
+	now := time.Now()
+	a := &asked{there: true}
+	a.request.there = true
+	a.time = instant{there: true, seconds: now.Unix(), nanos: int32(now.Nanosecond())}
+	a.http = exchange{
+		there:    true,
+		id:       clean(r.ID),
+		method:   clean(r.Method),
+		path:     r.Path,
+		host:     clean(r.Host),
+		scheme:   clean(r.Scheme),
+		protocol: clean(r.Protocol),
+		size:     int64(len(r.Body)),
+		headers:  r.headers(),
 	}
-	if utf8.Valid(r.Body) && typeOf(http.Headers["content-type"]) != typeGRPC {
-		http.Body = string(r.Body)
+	if utf8.Valid(r.Body) && typeOf(a.http.headers.value("content-type")) != typeGRPC {
+		a.http.body = string(r.Body)
 	} else {
-		http.RawBody = r.Body
+		a.http.rawBody = string(r.Body)
 	}
-	a := &authv3.AttributeContext{
-		Request:           &authv3.AttributeContext_Request{Time: timestamppb.Now(), Http: http},
-		ContextExtensions: r.Context,
+	for key, value := range r.Context {
+		a.extensions = append(a.extensions, pair{key, value})
 	}
-	if address := addressOf(r.Source); address != nil || r.Principal != "" {
-		a.Source = &authv3.AttributeContext_Peer{Address: address, Principal: clean(r.Principal)}
-	}
-	if address := addressOf(r.Destination); address != nil {
-		a.Destination = &authv3.AttributeContext_Peer{Address: address}
-	}
-	return &authv3.CheckRequest{Attributes: a}
+	a.source = party{address: addressOf(r.Source), principal: clean(r.Principal)}
+	a.source.there = a.source.address.there || r.Principal != ""
+	a.destination = party{address: addressOf(r.Destination)}
+	a.destination.there = a.destination.address.there
+	return a
 }
 
 // headers returns the headers as Envoy joins them, with those of its own.
-func (r *Request) headers() map[string]string {
+func (r *Request) headers() pairs {
 	joined := make(joinedHeaders, len(r.Headers)+5)
 	for _, h := range r.Headers {
 		joined.add(h.Name, []byte(h.Value))
 	}
-	for name, value := range map[string]string{":authority": r.Host, ":method": r.Method, ":path": r.Path, ":scheme": r.Scheme} {
-		delete(joined, name)
-		if value != "" {
-			joined.add(name, []byte(value))
+	for _, own := range [...]pair{{":authority", r.Host}, {":method", r.Method}, {":path", r.Path}, {":scheme", r.Scheme}} {
+		delete(joined, own.key)
+		if own.value != "" {
+			joined.add(own.key, []byte(own.value))
 		}
 	}
 	if r.PartialBody {
@@ -112,15 +115,15 @@ func (r *Request) headers() map[string]string {
 	return joined.headers()
 }
 
-func addressOf(a netip.AddrPort) *corev3.Address {
+func addressOf(a netip.AddrPort) address {
 	if !a.Addr().IsValid() {
-		return nil
+		return address{}
 	}
-	socket := &corev3.SocketAddress{Address: a.Addr().Unmap().WithZone("").String()}
+	socket := address{there: true, socket: true, address: a.Addr().Unmap().WithZone("").String()}
 	if a.Port() != 0 {
-		socket.PortSpecifier = &corev3.SocketAddress_PortValue{PortValue: uint32(a.Port())}
+		socket.port, socket.portValue = portValue, uint32(a.Port())
 	}
-	return &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: socket}}
+	return socket
 }
 
 // clean returns s as a string that is UTF-8.

@@ -63,7 +63,7 @@ func TestRequest(t *testing.T) {
 			Address: ip, PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: port},
 		}}}
 	}
-	want, err := inputOf(&authv3.CheckRequest{Attributes: &authv3.AttributeContext{
+	want, err := inputOf(askedOf(&authv3.CheckRequest{Attributes: &authv3.AttributeContext{
 		Source:            &authv3.AttributeContext_Peer{Address: address("203.0.113.9", 4711), Principal: "spiffe://example.org/alice"},
 		Destination:       &authv3.AttributeContext_Peer{Address: address("10.0.0.1", 443)},
 		ContextExtensions: map[string]string{"k": "v"},
@@ -74,7 +74,7 @@ func TestRequest(t *testing.T) {
 				"x-tag": "one,t!wo", "cookie": "a=1; b=2", "content-type": "application/json", "x-empty": "",
 			},
 		}},
-	}}, "id-1", needs, nil)
+	}}), "id-1", needs, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

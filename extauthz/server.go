@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 
@@ -186,47 +188,58 @@ func serve(server any, stream grpc.ServerStream) (err error) {
 
 func (s *Server) receiveAndCheck(stream grpc.ServerStream) (resp *authv3.CheckResponse, err error) {
 	defer s.recoverTo(&resp, &err)
-	req := new(authv3.CheckRequest)
-	size, err := receive(stream, req, s.maxMessage, &s.memory)
+	text, size, err := receive(stream, s.maxMessage, &s.memory)
 	defer s.memory.release(size)
 	if err != nil {
 		return s.refuse(err, &tenants.Question{DecisionID: tenants.NewDecisionID()})
 	}
-	return s.check(stream.Context(), req)
+	return s.check(stream.Context(), text)
 }
 
 // Check answers one check. An error is a gRPC status; there is one only for a
 // fault of a tenant that wants its callers to see it.
 func (s *Server) Check(ctx context.Context, req *authv3.CheckRequest) (resp *authv3.CheckResponse, err error) {
 	defer s.recoverTo(&resp, &err)
-	return s.check(ctx, req)
+	text, err := proto.Marshal(req)
+	if err != nil {
+		return s.refuse(fmt.Errorf("%w: %w", tenants.ErrInvalid, err), &tenants.Question{DecisionID: tenants.NewDecisionID()})
+	}
+	return s.check(ctx, string(text))
 }
 
 // check is one check as the question that it asks.
 type check struct {
-	req         *authv3.CheckRequest
+	asked
 	descriptors map[string]*Descriptors
 	question    [1]tenants.Question
 	answer      tenants.Answer
 	answered    bool
 }
 
-func (s *Server) check(ctx context.Context, req *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+// check answers the check of a message.
+func (s *Server) check(ctx context.Context, text string) (*authv3.CheckResponse, error) {
+	c := new(check)
+	if err := c.decode(text); err != nil {
+		return s.refuse(err, &tenants.Question{DecisionID: tenants.NewDecisionID()})
+	}
 	routing := s.routing.Load()
-	id, err := routing.router.tenantOf(ctx, req)
+	id, err := routing.router.tenantOf(ctx, &c.asked)
 	if err != nil {
-		q := tenants.Question{DecisionID: tenants.NewDecisionID(), Trace: traceOf(ctx, req, s.propagators)}
+		q := tenants.Question{DecisionID: tenants.NewDecisionID(), Trace: traceOf(ctx, &c.asked, s.propagators)}
 		return s.refuse(err, &q)
 	}
-	c := &check{req: req, descriptors: routing.descriptors}
-	http := req.GetAttributes().GetRequest().GetHttp()
+	c.descriptors = routing.descriptors
 	c.question[0] = tenants.Question{
 		DecisionID: tenants.NewDecisionID(),
-		Entry:      entryOf(req),
+		Entry:      entryOf(&c.asked),
 		Input:      c,
-		BodyBytes:  int64(max(len(http.GetBody()), len(http.GetRawBody()))),
+		BodyBytes:  int64(c.http.bodySize()),
+		Trace:      traceOf(ctx, &c.asked, s.propagators),
 	}
-	c.question[0].Trace = traceOf(ctx, req, s.propagators)
+	if len(text) > wasted { // what names a check is kept where all else is not
+		c.question[0].Entry = strings.Clone(c.question[0].Entry)
+		c.question[0].Trace = cloned(c.question[0].Trace)
+	}
 	decisionID := c.question[0].DecisionID
 
 	ctx, cancel := earlier(ctx, c.question[0].BodyBytes)
@@ -264,9 +277,9 @@ func earlier(ctx context.Context, size int64) (context.Context, context.CancelFu
 	return context.WithDeadline(ctx, deadline.Add(-time.Duration(size)*sendTime>>20))
 }
 
-// Input makes the input document.
+// Input makes the input document, at any time and any number of times.
 func (c *check) Input(needs tenants.Needs) (ast.Value, error) {
-	return inputOf(c.req, c.question[0].DecisionID, needs, c.descriptors)
+	return inputOf(&c.asked, c.question[0].DecisionID, needs, c.descriptors)
 }
 
 func (c *check) take(_ int, a tenants.Answer) { c.answer, c.answered = a, true }

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/encoding/gzip"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/reflection"
 	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
@@ -414,10 +415,13 @@ func TestReceiveError(t *testing.T) {
 
 func BenchmarkCheck(b *testing.B) {
 	s := newServer(b, Config{Pool: allowAll, Resolve: []Resolver{{ContextExtension: "tenant"}}})
-	req := benchmarkRequest()
+	data, err := proto.Marshal(benchmarkRequest())
+	if err != nil {
+		b.Fatal(err)
+	}
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := s.Check(b.Context(), req); err != nil {
+		if _, err := s.check(b.Context(), textOf(mem.BufferSlice{mem.SliceBuffer(data)})); err != nil {
 			b.Fatal(err)
 		}
 	}

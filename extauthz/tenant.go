@@ -10,8 +10,6 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/structpb"
 
-	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
-
 	"github.com/gatehouse-authz/gatehouse/tenants"
 )
 
@@ -69,7 +67,7 @@ var errTenant = errors.New("no tenant")
 // resolve returns the name of a tenant that a check has in one place; ok is
 // false where it has none there. An error, like a name that is not valid, means
 // that the check is refused.
-type resolve func(ctx context.Context, req *authv3.CheckRequest) (name string, ok bool, err error)
+type resolve func(ctx context.Context, a *asked) (name string, ok bool, err error)
 
 // Validate returns an error for a Resolver that can never name a tenant.
 func (r Resolver) Validate() error {
@@ -80,8 +78,8 @@ func (r Resolver) Validate() error {
 func (r Resolver) compile() (resolve, error) {
 	var kinds []resolve
 	if key := r.ContextExtension; key != "" {
-		kinds = append(kinds, func(_ context.Context, req *authv3.CheckRequest) (string, bool, error) {
-			name, ok := req.GetAttributes().GetContextExtensions()[key]
+		kinds = append(kinds, func(_ context.Context, a *asked) (string, bool, error) {
+			name, ok := a.extensions.get(key)
 			return name, ok, nil
 		})
 	}
@@ -89,8 +87,8 @@ func (r Resolver) compile() (resolve, error) {
 		if key.Namespace == "" || key.Key == "" {
 			return nil, fmt.Errorf("route_metadata wants a namespace and a key")
 		}
-		kinds = append(kinds, func(_ context.Context, req *authv3.CheckRequest) (string, bool, error) {
-			return routeMetadata(req, *key)
+		kinds = append(kinds, func(_ context.Context, a *asked) (string, bool, error) {
+			return routeMetadata(a, *key)
 		})
 	}
 	if r.Authority != nil {
@@ -98,7 +96,7 @@ func (r Resolver) compile() (resolve, error) {
 		if err != nil {
 			return nil, fmt.Errorf("authority: %w", err)
 		}
-		kinds = append(kinds, func(ctx context.Context, _ *authv3.CheckRequest) (string, bool, error) {
+		kinds = append(kinds, func(ctx context.Context, _ *asked) (string, bool, error) {
 			md, _ := metadata.FromIncomingContext(ctx)
 			authority := md[":authority"]
 			if len(authority) == 0 || authority[0] == "" {
@@ -113,7 +111,7 @@ func (r Resolver) compile() (resolve, error) {
 		if err != nil {
 			return nil, fmt.Errorf("peer_id: %w", err)
 		}
-		kinds = append(kinds, func(ctx context.Context, _ *authv3.CheckRequest) (string, bool, error) {
+		kinds = append(kinds, func(ctx context.Context, _ *asked) (string, bool, error) {
 			id := peerOf(ctx)
 			if id == "" {
 				return "", false, nil
@@ -127,8 +125,8 @@ func (r Resolver) compile() (resolve, error) {
 		if err != nil {
 			return nil, fmt.Errorf("host: %w", err)
 		}
-		kinds = append(kinds, func(_ context.Context, req *authv3.CheckRequest) (string, bool, error) {
-			host := req.GetAttributes().GetRequest().GetHttp().GetHost()
+		kinds = append(kinds, func(_ context.Context, a *asked) (string, bool, error) {
+			host := a.http.host
 			if host == "" {
 				return "", false, nil
 			}
@@ -145,8 +143,8 @@ func (r Resolver) compile() (resolve, error) {
 		if strings.Trim(header, "abcdefghijklmnopqrstuvwxyz0123456789!#$%&'*+-.^_`|~") != "" {
 			return nil, fmt.Errorf("header %q is not the name of a header", r.Header)
 		}
-		kinds = append(kinds, func(_ context.Context, req *authv3.CheckRequest) (string, bool, error) {
-			return headerValue(req.GetAttributes().GetRequest().GetHttp(), header)
+		kinds = append(kinds, func(_ context.Context, a *asked) (string, bool, error) {
+			return headerValue(&a.http, header)
 		})
 	}
 	if len(kinds) != 1 {
@@ -155,8 +153,8 @@ func (r Resolver) compile() (resolve, error) {
 	return kinds[0], nil
 }
 
-func routeMetadata(req *authv3.CheckRequest, key MetadataKey) (string, bool, error) {
-	fields := req.GetAttributes().GetRouteMetadataContext().GetFilterMetadata()[key.Namespace].GetFields()
+func routeMetadata(a *asked, key MetadataKey) (string, bool, error) {
+	fields := a.routeMetadata.message.GetFilterMetadata()[key.Namespace].GetFields()
 	value, ok := fields[key.Key]
 	if !ok {
 		return "", false, nil
@@ -170,13 +168,13 @@ func routeMetadata(req *authv3.CheckRequest, key MetadataKey) (string, bool, err
 
 // headerValue returns the one value of a header. Where the headers are joined,
 // more values show as a comma, which is in no name of a tenant.
-func headerValue(http *authv3.AttributeContext_HttpRequest, header string) (string, bool, error) {
-	if headers := http.GetHeaders(); len(headers) > 0 {
-		value, ok := headers[header]
+func headerValue(http *exchange, header string) (string, bool, error) {
+	if len(http.headers) > 0 {
+		value, ok := http.headers.get(header)
 		return value, ok, nil
 	}
 	value, found := "", false
-	for _, h := range http.GetHeaderMap().GetHeaders() {
+	for _, h := range http.headerMap.GetHeaders() {
 		if lower(h.GetKey()) != header {
 			continue
 		}
@@ -356,8 +354,8 @@ func newRouter(resolvers []Resolver, fallback string, peers map[string][]string)
 
 // tenantOf returns the tenant of a check that the proxy that asks may name. Its
 // error wraps errTenant.
-func (r *router) tenantOf(ctx context.Context, req *authv3.CheckRequest) (tenants.ID, error) {
-	id, err := r.named(ctx, req)
+func (r *router) tenantOf(ctx context.Context, a *asked) (tenants.ID, error) {
+	id, err := r.named(ctx, a)
 	if err != nil {
 		return "", err
 	}
@@ -369,9 +367,9 @@ func (r *router) tenantOf(ctx context.Context, req *authv3.CheckRequest) (tenant
 
 // named returns the tenant that a check names: the first that is named. A name
 // that is not valid is never passed over for the next.
-func (r *router) named(ctx context.Context, req *authv3.CheckRequest) (tenants.ID, error) {
+func (r *router) named(ctx context.Context, a *asked) (tenants.ID, error) {
 	for _, resolve := range r.resolve {
-		name, ok, err := resolve(ctx, req)
+		name, ok, err := resolve(ctx, a)
 		if err != nil {
 			return "", fmt.Errorf("%w: %w", errTenant, err)
 		}
@@ -391,6 +389,6 @@ func (r *router) named(ctx context.Context, req *authv3.CheckRequest) (tenants.I
 }
 
 // entryOf returns the entry point that a check names, if it names one.
-func entryOf(req *authv3.CheckRequest) string {
-	return strings.Trim(req.GetAttributes().GetContextExtensions()["path"], "/")
+func entryOf(a *asked) string {
+	return strings.Trim(a.extensions.value("path"), "/")
 }

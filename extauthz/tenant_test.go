@@ -137,7 +137,7 @@ func TestTenantOf(t *testing.T) {
 			t.Fatal(err)
 		}
 		ctx, req := routed(t, c.check)
-		id, err := r.tenantOf(ctx, req)
+		id, err := r.tenantOf(ctx, askedOf(req))
 		got := string(id)
 		if got == "fallback" {
 			got = "-"
@@ -164,7 +164,7 @@ func TestTenantOrder(t *testing.T) {
 			t.Fatal(err)
 		}
 		ctx, req := routed(t, c.check)
-		id, err := r.tenantOf(ctx, req)
+		id, err := r.tenantOf(ctx, askedOf(req))
 		if string(id) != c.want || (c.want == "") != errors.Is(err, errTenant) {
 			t.Errorf("%q: got %q, %v, want %q", c.check, id, err, c.want)
 		}
@@ -195,7 +195,7 @@ func TestResolverValidate(t *testing.T) {
 func TestEntryOf(t *testing.T) {
 	for path, want := range map[string]string{"": "", "path=envoy/authz/allow": "envoy/authz/allow", "path=//a/b/": "a/b", "path=/": ""} {
 		_, req := routed(t, path)
-		if got := entryOf(req); got != want {
+		if got := entryOf(askedOf(req)); got != want {
 			t.Errorf("%q: got %q, want %q", path, got, want)
 		}
 	}
@@ -226,7 +226,7 @@ func FuzzTenantName(f *testing.F) {
 			if kind == "raw" {
 				http.Headers, http.HeaderMap = nil, &corev3.HeaderMap{Headers: []*corev3.HeaderValue{{Key: "X-Tenant", RawValue: []byte(name)}}}
 			}
-			id, err := r.tenantOf(ctx, req)
+			id, err := r.tenantOf(ctx, askedOf(req))
 			if err != nil {
 				if id != "" || !errors.Is(err, errTenant) {
 					t.Fatalf("%s %q: got %q, %v", kind, name, id, err)

@@ -132,11 +132,11 @@ func (t *termMaker) strings(list []string) *ast.Term {
 }
 
 // stringMap returns an object of the strings.
-func (t *termMaker) stringMap(m map[string]string) *ast.Term {
+func (t *termMaker) stringMap(entries pairs) *ast.Term {
 	var buf [32]item
 	items := buf[:0]
-	for k, v := range m {
-		items = append(items, item{t.string(k), t.string(v)})
+	for _, p := range entries {
+		items = append(items, item{t.string(p.key), t.string(p.value)})
 	}
 	return t.object(items)
 }

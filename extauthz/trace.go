@@ -4,16 +4,13 @@ import (
 	"context"
 	"strings"
 
-	"google.golang.org/grpc/metadata"
-
-	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
-
 	"github.com/gatehouse-authz/gatehouse/tenants"
+	"google.golang.org/grpc/metadata"
 )
 
 // traceOf returns the trace that a check belongs to: that of the call itself, else
 // that of the checked request.
-func traceOf(ctx context.Context, req *authv3.CheckRequest, propagators tenants.Propagators) tenants.Trace {
+func traceOf(ctx context.Context, a *asked, propagators tenants.Propagators) tenants.Trace {
 	t := propagators.Read(func(name string) string {
 		if values := metadata.ValueFromIncomingContext(ctx, name); len(values) == 1 {
 			return values[0]
@@ -23,13 +20,12 @@ func traceOf(ctx context.Context, req *authv3.CheckRequest, propagators tenants.
 	if t.TraceID != "" || t.Unsampled {
 		return t
 	}
-	http := req.GetAttributes().GetRequest().GetHttp()
 	return propagators.Read(func(name string) string {
-		if headers := http.GetHeaders(); len(headers) > 0 {
-			return headers[name]
+		if len(a.http.headers) > 0 {
+			return a.http.headers.value(name)
 		}
 		var value string
-		for _, h := range http.GetHeaderMap().GetHeaders() {
+		for _, h := range a.http.headerMap.GetHeaders() {
 			if !strings.EqualFold(h.GetKey(), name) {
 				continue
 			}
@@ -42,4 +38,10 @@ func traceOf(ctx context.Context, req *authv3.CheckRequest, propagators tenants.
 		}
 		return value
 	})
+}
+
+// cloned returns a trace that shares nothing with the message that names it.
+func cloned(t tenants.Trace) tenants.Trace {
+	t.TraceID, t.SpanID, t.State = strings.Clone(t.TraceID), strings.Clone(t.SpanID), strings.Clone(t.State)
+	return t
 }

@@ -68,6 +68,23 @@ var (
 	}
 )
 
+// recordedRequests are the requests of testdata/opa-envoy-plugin.json.
+func recordedRequests(t testing.TB) (requests []*authv3.CheckRequest) {
+	t.Helper()
+	data, err := os.ReadFile("testdata/opa-envoy-plugin.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r recorded
+	if err := json.Unmarshal(data, &r); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range r.Cases {
+		requests = append(requests, request(t, string(c.Request)))
+	}
+	return requests
+}
+
 // TestRecorded answers what opa-envoy-plugin has answered, with the same policies.
 func TestRecorded(t *testing.T) {
 	data, err := os.ReadFile("testdata/opa-envoy-plugin.json")

@@ -36,6 +36,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -320,6 +321,7 @@ func (p *Pool) instanceOf(id ID) *instance {
 
 // load is the arrow into loading. p.mu is held.
 func (p *Pool) load(id ID, tries int) *instance {
+	id = ID(strings.Clone(string(id))) // what names it may be a part of a large message
 	settings, err := p.cfg.Settings(id)
 	if err != nil {
 		in := newInstance(id, noSettings, p.cpus)
