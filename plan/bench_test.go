@@ -72,6 +72,37 @@ func rulesCase(testing.TB) benchCase {
 	return benchCase{module, map[string]any{}, checkInput("/orders/742", nil)}
 }
 
+// sharesCase has bindings of so many users to roles, in one list as a database
+// would give them.
+func sharesCase(n int) benchCase {
+	bindings, permissions, members := make([]any, 0, n), map[string]any{}, map[string]any{}
+	for i := range n {
+		bindings = append(bindings, map[string]any{"user": fmt.Sprintf("user-%06d", i), "role": fmt.Sprintf("role-%02d", i%20)})
+	}
+	for r := range 20 {
+		permissions[fmt.Sprintf("role-%02d", r)] = []any{map[string]any{"method": "GET", "path": fmt.Sprintf("/area-%d/*/item-1/**", r)}}
+		var list []any
+		for i := r; i < n; i += 20 {
+			list = append(list, fmt.Sprintf("user-%06d", i))
+		}
+		members[fmt.Sprintf("role-%02d", r)] = map[string]any{"members": list}
+	}
+	return benchCase{`package envoy.authz
+
+default allow := false
+
+allow if {
+	some b in data.bindings
+	b.user == input.attributes.request.http.headers["x-user"]
+	data.members[b.role].members[_] == b.user
+	some p in data.permissions[b.role]
+	p.method == input.attributes.request.http.method
+	glob.match(p.path, ["/"], input.attributes.request.http.path)
+}
+`, map[string]any{"bindings": bindings, "permissions": permissions, "members": members},
+		checkInput("/area-9/0/item-1/notes/1", map[string]any{"x-user": fmt.Sprintf("user-%06d", n-n%20-11)})}
+}
+
 type benchCase struct {
 	module string
 	data   map[string]any
@@ -156,6 +187,8 @@ var benchCases = []struct {
 	{"roles", rolesCase},
 	{"jwt", jwtCase},
 	{"rules1000", rulesCase},
+	{"data10", func(testing.TB) benchCase { return sharesCase(20) }},
+	{"data100000", func(testing.TB) benchCase { return sharesCase(100_000) }},
 }
 
 func BenchmarkPlan(b *testing.B) {
@@ -164,6 +197,11 @@ func BenchmarkPlan(b *testing.B) {
 			c := bc.make(b)
 			prog := c.program(b)
 			env := &Env{InterQueryBuiltinValueCache: cache.NewInterQueryValueCache(b.Context(), nil)}
+			for range scansBefore + 1 { // after which there are indexes
+				if _, err := prog.Eval(b.Context(), c.input, env); err != nil {
+					b.Fatal(err)
+				}
+			}
 			b.ReportAllocs()
 			defer reportCPU(b)()
 			for b.Loop() {

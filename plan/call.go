@@ -285,7 +285,27 @@ func (c *compiler) builtin(s *ir.CallStmt) (step, error) {
 	if s.Func == ast.GlobMatch.Name && len(args) == 3 {
 		b.native = globMatch(args[1].term, c.patterns)
 	}
+	if s.Func == ast.Member.Name && len(s.Args) == 2 {
+		b.native = c.member(s.Args[1])
+	}
 	return b.call, nil
+}
+
+// member returns the native form of x in y, which looks for x in an index where y
+// is a part of the data.
+func (c *compiler) member(y ir.Operand) native {
+	l, _ := y.Value.(ir.Local)
+	root := c.unit.stored[l]
+	if root == nil {
+		return member
+	}
+	g := c.guarded([]scanGuard{{}}, root, nil)
+	return func(m *machine, a []operand) (*ast.Term, bool) {
+		if is, ok := g.member(m, a[0].load(m), a[1].load(m).Value); ok {
+			return truth(is), true
+		}
+		return member(m, a)
+	}
 }
 
 // builtin is the call of a builtin.

@@ -18,14 +18,16 @@ type Program struct {
 	locals int      // that the query has
 	paths  int      // of the input
 
-	kept  atomic.Int64 // values in what functions keep
-	stmts int          // of the plan
+	kept     atomic.Int64 // values in what functions keep
+	stmts    int          // of the plan
+	reserved int64        // bytes, for indexes over the data
 }
 
-// Size estimates what the Program takes in memory beside its data, in bytes, but
-// for what it keeps of rules and patterns when they are first asked for.
+// Size estimates what the Program takes in memory beside its data, in bytes, with
+// what indexes over the data may take when they are made, but without what it keeps
+// of rules and patterns when they are first asked for.
 func (p *Program) Size() int64 {
-	return sizeProgram + sizeFunction*int64(len(p.funcs)) + sizeStmt*int64(p.stmts)
+	return sizeProgram + sizeFunction*int64(len(p.funcs)) + sizeStmt*int64(p.stmts) + p.reserved
 }
 
 // Estimates, in bytes.
@@ -76,7 +78,11 @@ const maxStatements = 1 << 20
 // Compile makes a Program of a plan that has one query. The data is taken as it
 // is and must not change. The error wraps ErrUnsupported where the plan is one
 // that is better not run by a Program.
-func Compile(p *ir.Policy, data ast.Object) (prog *Program, err error) {
+func Compile(p *ir.Policy, data ast.Object) (*Program, error) {
+	return compile(p, data, newIndexes(minScanned, scansBefore))
+}
+
+func compile(p *ir.Policy, data ast.Object, indexes *indexes) (prog *Program, err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			prog, err = nil, fmt.Errorf("compiling plan: panic: %v", r)
@@ -94,6 +100,7 @@ func Compile(p *ir.Policy, data ast.Object) (prog *Program, err error) {
 		byName:  make(map[string]*function),
 		strings: make([]*ast.Term, len(p.Static.Strings)),
 		dynamic: &node{}, patterns: make(map[string]*patterns), paths: make(map[string]*inputPath),
+		indexes: indexes,
 	}
 	for i, s := range p.Static.Strings {
 		c.strings[i] = ast.InternedTerm(s.Value)
@@ -126,6 +133,8 @@ func Compile(p *ir.Policy, data ast.Object) (prog *Program, err error) {
 		return nil, fmt.Errorf("compiling plan: query: %w", err)
 	}
 	prog.locals, prog.paths = u.size(), len(c.paths)
+	prog.reserved = c.indexes.budget.Load()
+	c.indexes.paths, c.indexes.roots = nil, nil
 	return prog, nil
 }
 
@@ -139,6 +148,7 @@ type compiler struct {
 	dynamic  *node
 	patterns map[string]*patterns  // :: delimiters → patterns
 	paths    map[string]*inputPath // :: keys → path
+	indexes  *indexes
 	unit     *unit
 	nest     []blockKind
 

@@ -209,7 +209,7 @@ func (o *oracle) program() (*Program, error) {
 	if err != nil {
 		return nil, &refusedError{err}
 	}
-	prog, err := Compile(p, data.(ast.Object))
+	prog, err := compile(p, data.(ast.Object), newIndexes(0, 0)) // which is the harder case
 	if err != nil {
 		return nil, &refusedError{err}
 	}

@@ -163,8 +163,14 @@ func (c *compiler) scan(s *ir.ScanStmt) (step, error) {
 	if s.Source == ir.Data || c.unit.derived[s.Source] {
 		c.unit.derived[s.Value] = true
 	}
-	needKey := c.unit.reads[s.Key] > 0 || c.unit.asks[s.Key] > 0
-	needVal := c.unit.reads[s.Value] > 0 || c.unit.asks[s.Value] > 0
+	var guards *guarded
+	if root := c.unit.stored[s.Source]; root != nil {
+		guards = c.guarded(c.scanGuards(s), root, c.unit.known[s.Source])
+		if c.unit.single(s.Value) && c.unit.mutates[s.Value] == 0 {
+			c.unit.stored[s.Value] = root
+		}
+	}
+	needKey, needVal := c.unit.needed(s.Block, s.Key), c.unit.needed(s.Block, s.Value)
 	steps, err := c.block(s.Block, scanBlock)
 	if err != nil {
 		return nil, err
@@ -196,6 +202,17 @@ func (c *compiler) scan(s *ir.ScanStmt) (step, error) {
 		t := src(m)
 		if t == nil {
 			return sigNext
+		}
+		if guards != nil {
+			d, first, none := guards.find(m, t.Value)
+			switch {
+			case m.err != nil:
+				return sigError
+			case none:
+				return sigNext
+			case d != nil:
+				return d.scan(m, t.Value, first, needKey, each)
+			}
 		}
 		switch v := t.Value.(type) {
 		case *ast.Array:

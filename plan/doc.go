@@ -24,6 +24,18 @@
 // registry; a few have a native form for the cases that are plain successes
 // (native.go).
 //
+// # Searches in data
+//
+// In a scan of a list or object of the data, an element has no effect where what the
+// block begins with does not hold: that something in the element, or anything in a
+// list in it, equals a value that is the same for all elements (guard.go). After a
+// few scans there is an index of what all elements have there (dataindex.go), and
+// only those that may be equal are looked at, in their order, by the block as it
+// is. An index knows strings, numbers, booleans and null; where the value is none of
+// these, or a number with an exponent or of more than maxPlain characters, all
+// elements are looked at. "x in list" takes the same way. Indexes belong to the
+// Program: at most maxIndexed, in at most maxIndexBytes, which Size reckons with.
+//
 // # What is remembered, and what is known before
 //
 // Within an evaluation, the value of a rule is remembered for the input and data

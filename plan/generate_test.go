@@ -99,10 +99,21 @@ func (g *generator) document() string {
 			members = append(members, fmt.Sprintf(`"%s": %s`, name, g.value(2)))
 		}
 	}
+	if g.pick(2) == 1 {
+		members = append(members, `"list": [`+g.list(6, func() string {
+			return one(g, g.record, g.record, func() string { return g.value(1) })
+		})+`]`)
+	}
 	if g.pick(4) == 1 {
 		members = append(members, `"dyn": {"base": `+g.value(2)+`}`)
 	}
 	return "{" + strings.Join(members, ", ") + "}"
+}
+
+// record makes an element for which a policy may search.
+func (g *generator) record() string {
+	return fmt.Sprintf(`{"a": %s, "b": %s, "1": %s}`, g.word("1", "1.0", `"a"`, "[1, 2]", `["a", "b"]`, "true", "1e0", `{"b": "a"}`),
+		g.word(`"a"`, `"b"`, "2", `["a"]`, "-0", "0"), g.scalar())
 }
 
 func (g *generator) fresh() string {
@@ -301,7 +312,9 @@ func (g *generator) expr() string {
 	}
 	g.depth++
 	defer func() { g.depth-- }()
-	switch g.pick(24) {
+	switch g.pick(26) {
+	case 24, 25:
+		return g.guarded()
 	case 0:
 		return g.ref()
 	case 1, 2:
@@ -350,6 +363,26 @@ func (g *generator) expr() string {
 		return "not data.dyn[" + g.bound() + "]" + g.word("", ".a", "[0]")
 	}
 	return g.word("true", "false", "1 == 1", "input", g.bound())
+}
+
+// guarded makes a search in data for elements that have something that is known.
+func (g *generator) guarded() string {
+	base := "data." + g.word("list", "a", "arr", "o", "b", "list", "n")
+	value := one(g, g.bound, g.ref, g.scalar, g.bound, func() string { return "input." + g.word("a", "b") })
+	part := g.word(".a", "", ".b", "[0]", ".a.b", "[_]", ".a[_]", `["1"]`)
+	return g.bind(func(x string) string {
+		switch g.pick(5) {
+		case 1:
+			return "some " + x + " in " + base + "; " + value + " == " + x + part
+		case 2:
+			return base + "[" + x + "]" + part + " == " + value
+		case 3:
+			return "some " + x + " in " + base + "; " + value + " in " + x + g.word("", ".a", ".b")
+		case 4:
+			return "some " + x + " in " + base + "; " + x + g.word(".a", ".b") + " == " + value + "; " + x + part + " == " + g.bound()
+		}
+		return "some " + x + " in " + base + "; " + x + part + " == " + value
+	})
 }
 
 // plain makes an expression that binds nothing.

@@ -69,6 +69,7 @@ func (c *compiler) location(s ir.Stmt) *ast.Location {
 
 // stmts compiles the statements of a block.
 func (c *compiler) stmts(list []ir.Stmt) ([]step, error) {
+	list = straightened(list)
 	c.findKnown(list)
 	out := make([]step, 0, len(list))
 	for i := 0; i < len(list); {
@@ -323,13 +324,14 @@ func (c *compiler) set(l ir.Local, v *ast.Term) step {
 }
 
 func (c *compiler) assign(s *ir.AssignVarStmt) step {
+	if l, ok := s.Source.Value.(ir.Local); ok && c.unit.stored[l] != nil && c.unit.single(s.Target) && c.unit.mutates[s.Target] == 0 {
+		c.unit.stored[s.Target] = c.unit.stored[l]
+	}
 	if c.unit.known[s.Target] != nil {
 		return nil
 	}
-	if c.unit.reads[s.Target] == 0 && c.unit.asks[s.Target] == 0 && c.unit.mutates[s.Target] == 0 {
-		if _, shared := c.unit.shared[s.Target]; !shared {
-			return nil
-		}
+	if c.unit.unread(s.Target) {
+		return nil
 	}
 	if l, ok := s.Source.Value.(ir.Local); ok && l == ir.Data && c.unit.undoes[s.Target] != c.unit.reads[s.Target] {
 		v, t := c.visible(l), c.unit.slot(s.Target)
@@ -478,6 +480,7 @@ func (c *compiler) dots(list []ir.Stmt) (step, int, error) {
 			at = get
 		}
 	}
+	c.store(src, keys, target)
 	v := c.local(src)
 	if v.term != nil {
 		return c.lookup(func(*machine) *ast.Term { return v.term }, at, keys, target), n, nil
@@ -501,6 +504,25 @@ func (c *compiler) dots(list []ir.Stmt) (step, int, error) {
 		return st, n + more, nil
 	}
 	return c.lookup(from, at, keys, target), n, nil
+}
+
+// store takes note where a lookup gives a part of the Program's data.
+func (c *compiler) store(src ir.Local, keys []operand, target ir.Local) {
+	root := c.unit.stored[src]
+	if src == ir.Data {
+		root = c.data
+	}
+	if root == nil || c.withData || !c.unit.single(target) || c.unit.mutates[target] > 0 {
+		return
+	}
+	if src == ir.Data || c.unit.known[src] == root {
+		for len(keys) > 0 && keys[0].term != nil && root != nil {
+			root, keys = getData(root.Value, keys[0].term), keys[1:]
+		}
+	}
+	if root != nil {
+		c.unit.stored[target] = root
+	}
 }
 
 // inputPath is a path into the input that is looked up once in an evaluation.
@@ -627,7 +649,7 @@ func (c *compiler) silent(s ir.Stmt) bool {
 	case *ir.MakeNumberRefStmt:
 		return c.unit.known[s.Target] != nil
 	case *ir.AssignVarStmt:
-		return c.unit.known[s.Target] != nil
+		return c.unit.known[s.Target] != nil || c.unit.unread(s.Target)
 	}
 	return false
 }

@@ -158,6 +158,7 @@ type facts struct {
 	undoes  map[ir.Local]int       // reads that only give the data back after a "with"
 	known   map[ir.Local]*ast.Term // those with one value
 	derived map[ir.Local]bool      // those that a reference to data has come to
+	stored  map[ir.Local]*ast.Term // those that are parts of this part of the data
 }
 
 func newUnit(blocks []*ir.Block, params []ir.Local) *unit {
@@ -222,7 +223,7 @@ func (u *unit) enter(b *ir.Block) {
 	u.facts = facts{
 		reads: map[ir.Local]int{}, writes: map[ir.Local]int{}, mutates: map[ir.Local]int{},
 		asks: map[ir.Local]int{}, undoes: map[ir.Local]int{}, known: map[ir.Local]*ast.Term{},
-		derived: map[ir.Local]bool{},
+		derived: map[ir.Local]bool{}, stored: map[ir.Local]*ast.Term{},
 	}
 	walk(b, func(s ir.Stmt) {
 		e := effectsOf(s)
@@ -251,6 +252,24 @@ func (u *unit) enter(b *ir.Block) {
 func (u *unit) single(l ir.Local) bool {
 	_, shared := u.shared[l]
 	return !shared && u.writes[l] == 1 && u.asks[l] == 0
+}
+
+// unread reports whether nobody looks at a local.
+func (u *unit) unread(l ir.Local) bool {
+	_, shared := u.shared[l]
+	return !shared && u.reads[l] == 0 && u.asks[l] == 0 && u.mutates[l] == 0
+}
+
+// needed reports whether anybody looks at a local of a scan, other than to assign
+// it to one that nobody looks at.
+func (u *unit) needed(b *ir.Block, l ir.Local) bool {
+	reads := u.reads[l]
+	walk(b, func(s ir.Stmt) {
+		if a, ok := s.(*ir.AssignVarStmt); ok && a.Source.Value == l && u.unread(a.Target) {
+			reads--
+		}
+	})
+	return reads > 0 || u.asks[l] > 0
 }
 
 // slot returns the place of a local in the frame.
