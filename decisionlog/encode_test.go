@@ -285,6 +285,16 @@ func BenchmarkEncode(b *testing.B) {
 			b.SetBytes(int64(len(e.buf)))
 		})
 	}
+	b.Run("document", func(b *testing.B) {
+		p := parts{document: written{input}, result: event.Result}
+		e := newEncoder()
+		b.ReportAllocs()
+		for b.Loop() {
+			e.reset(true)
+			e.event(&event, &p, &c)
+		}
+		b.SetBytes(int64(len(e.buf)))
+	})
 	b.Run("compress", func(b *testing.B) {
 		e := newEncoder()
 		var g gathering

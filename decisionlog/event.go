@@ -30,6 +30,9 @@ type Event struct {
 	// slice: it is encoded once as long as it stays the same.
 	Bundles []Bundle
 
+	// Document makes the input when it is needed. Nil: it is Input.
+	Document Document
+
 	Input          ast.Value
 	Result         ast.Value
 	NDBuiltinCache ast.Object // :: builtin → arguments → value
@@ -58,8 +61,10 @@ type Event struct {
 	// attribute of a record of OpenTelemetry, and not in the event.
 	Outcome string
 
-	// Size estimates what Input, Result and NDBuiltinCache take in memory, in
-	// bytes, whether shared or not. Zero: Record walks them to find out.
+	// Size estimates what Input or Document, Result and NDBuiltinCache take in
+	// memory, in bytes, whether shared or not. Zero: Record walks them to find out,
+	// but not the Document. What is made of a Document does not count: it is there
+	// only while a worker has the event.
 	Size int64
 
 	held int64 // bytes that its log counts for it while it is buffered

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
+	"net/url"
 	"slices"
 	"strconv"
 	"time"
@@ -77,7 +78,7 @@ func (e *encoder) consoleLine(ev *Event, p *parts, c *constants, now time.Time) 
 	}
 	e.common(ev, p, c)
 	if ev.Error != nil {
-		e.text("error", ev.Error.Error())
+		e.text(`,"error":`, ev.Error.Error())
 	}
 	e.buf = append(e.buf, `,"timestamp":"`...)
 	e.buf = ev.Timestamp.UTC().AppendFormat(e.buf, time.RFC3339Nano)
@@ -87,15 +88,19 @@ func (e *encoder) consoleLine(ev *Event, p *parts, c *constants, now time.Time) 
 // common writes the members that an event and a line of the console have alike.
 func (e *encoder) common(ev *Event, p *parts, c *constants) {
 	e.buf = appendString(append(e.buf, `,"decision_id":`...), ev.DecisionID)
-	e.text("batch_decision_id", ev.BatchDecisionID)
-	e.text("trace_id", ev.TraceID)
-	e.text("span_id", ev.SpanID)
+	e.text(`,"batch_decision_id":`, ev.BatchDecisionID)
+	e.text(`,"trace_id":`, ev.TraceID)
+	e.text(`,"span_id":`, ev.SpanID)
 	if bundles := c.of(ev.Bundles); len(bundles) > 0 {
 		e.buf = append(append(e.buf, `,"bundles":`...), bundles...)
 	}
-	e.text("path", ev.Path)
-	e.text("query", ev.Query)
-	e.part("input", p.input)
+	e.text(`,"path":`, ev.Path)
+	e.text(`,"query":`, ev.Query)
+	if p.document != nil {
+		e.document(p.document)
+	} else {
+		e.part("input", p.input)
+	}
 	e.part("result", p.result)
 	e.part("nd_builtin_cache", p.ndCache)
 	e.headers(ev.Headers)
@@ -103,12 +108,15 @@ func (e *encoder) common(ev *Event, p *parts, c *constants) {
 		e.part("custom", custom)
 	}
 	e.list("erased", p.erased)
-	e.masked = slices.DeleteFunc(e.masked, func(s string) bool { return slices.Contains(p.masked, s) })
+	if len(p.masked) > 0 {
+		e.masked = slices.DeleteFunc(e.masked, func(s string) bool { return slices.Contains(p.masked, s) })
+	}
 	e.list("masked", p.masked, e.masked...)
-	e.text("requested_by", ev.RequestedBy)
-	if metrics := ev.metrics(); len(metrics) > 0 {
+	e.text(`,"requested_by":`, ev.RequestedBy)
+	e.metrics = ev.appendMetrics(e.metrics[:0])
+	if len(e.metrics) > 0 {
 		e.buf = append(e.buf, `,"metrics":{`...)
-		for _, m := range metrics {
+		for _, m := range e.metrics {
 			e.name(m.Name)
 			e.buf = strconv.AppendInt(e.buf, m.Value, 10)
 		}
@@ -119,21 +127,18 @@ func (e *encoder) common(ev *Event, p *parts, c *constants) {
 	}
 	if len(ev.RuleLabels) > 0 {
 		e.buf = append(e.buf, `,"rule_labels":[`...)
-		for i, v := range ev.RuleLabels {
-			if i > 0 {
-				e.buf = append(e.buf, ',')
-			}
+		for _, v := range ev.RuleLabels {
 			e.value(v)
 		}
 		e.buf = append(e.buf, ']')
 	}
 }
 
-// text writes a member that is a string, unless it is empty.
+// text writes a member that is a string, unless it is empty. The name is as it
+// stands in the text, between a comma and a colon.
 func (e *encoder) text(name, value string) {
 	if value != "" {
-		e.buf = append(appendString(append(e.buf, ','), name), ':')
-		e.buf = appendString(e.buf, value)
+		e.buf = appendString(append(e.buf, name...), value)
 	}
 }
 
@@ -142,15 +147,23 @@ func (e *encoder) part(name string, v ast.Value) {
 	if v == nil {
 		return
 	}
-	e.buf = append(appendString(append(e.buf, ','), name), ':')
-	e.path = append(e.path, step{name, -1})
+	e.beginPart(name)
 	if name == "nd_builtin_cache" {
 		e.ndCache(v)
 	} else {
 		e.value(v)
 	}
-	e.path = e.path[:0]
+	e.endPart()
 }
+
+func (e *encoder) beginPart(name string) {
+	e.buf = append(appendString(append(e.buf, ','), name), ':')
+	if e.hide {
+		e.frames = append(e.frames[:0], frame{key: name})
+	}
+}
+
+func (e *encoder) endPart() { e.frames = e.frames[:0] }
 
 // list writes a member that is a list of strings, unless it is empty.
 func (e *encoder) list(name string, values []string, more ...string) {
@@ -177,9 +190,7 @@ func (e *encoder) headers(headers map[string][]string) {
 	for _, name := range slices.Sorted(maps.Keys(headers)) {
 		e.name(name)
 		if e.hide && secretHeader(name) {
-			e.path = append(e.path, step{"request_context", -1}, step{"http", -1}, step{"headers", -1}, step{name, -1})
-			e.note()
-			e.path = e.path[:0]
+			e.noted([]byte("/request_context/http/headers/" + url.PathEscape(name)))
 			e.buf = append(appendString(append(e.buf, '['), Redacted), ']')
 			continue
 		}
@@ -196,9 +207,9 @@ func (e *encoder) headers(headers map[string][]string) {
 	e.buf = append(e.buf, "}}}"...)
 }
 
-// metrics returns all metrics of the event, sorted by name.
-func (ev *Event) metrics() []Metric {
-	all := make([]Metric, 0, 8)
+// appendMetrics appends all metrics of the event, sorted by name, to an empty
+// slice.
+func (ev *Event) appendMetrics(all []Metric) []Metric {
 	if ev.QueryEval != 0 {
 		all = append(all, Metric{"timer_rego_query_eval_ns", int64(ev.QueryEval)})
 	}
@@ -316,7 +327,7 @@ func (ev *Event) value(labels map[string]string, e *encoder) (ast.Value, error) 
 		add("rule_labels", ast.NewArray(terms...))
 	}
 	add("timestamp", ast.String(ev.Timestamp.Format(time.RFC3339Nano)))
-	if metrics := ev.metrics(); len(metrics) > 0 {
+	if metrics := ev.appendMetrics(nil); len(metrics) > 0 {
 		m := ast.NewObject()
 		for _, x := range metrics {
 			m.Insert(ast.StringTerm(x.Name), ast.NewTerm(ast.Number(strconv.FormatInt(x.Value, 10))))

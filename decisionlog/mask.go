@@ -12,6 +12,7 @@ import (
 
 // parts are those parts of an event that can be masked.
 type parts struct {
+	document               Document  // has the place of input, where it is there
 	input, result, ndCache ast.Value // nil: absent
 	erased, masked         []string
 }

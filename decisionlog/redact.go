@@ -53,105 +53,166 @@ var cachedSecrets = []string{
 	"access_token", "refresh_token", "id_token", "client_secret", "client_assertion", "password", "api_key",
 }
 
-// guarded writes the value of a member, with what is secret in it hidden. path
-// leads to the member.
-func (e *encoder) guarded(key string, v ast.Value) {
-	switch {
-	case secretHeader(key):
-		e.conceal(v)
-	case key == "certificate" && e.under("source", "destination"):
-		e.conceal(v)
-	case key == "header":
-		if obj, ok := v.(ast.Object); ok {
-			e.pair(obj)
-			return
-		}
-		e.value(v)
-	default:
-		e.value(v)
-	}
+// hiding is what an encoder knows of where it is, where secrets are hidden.
+type hiding struct {
+	hide   bool
+	frames []frame  // of the part of the event and what is open in it
+	guard  guard    // of the next value
+	skip   int      // objects and arrays that are open and not written
+	masked []string // the pointers to what was hidden
+
+	pointer  []byte            // room for one
+	pointers map[string]string // :: pointer → itself, of some that were hidden before
 }
 
-// under reports whether the member that path leads to is in an object that is
-// itself a member of one of these names.
-func (e *encoder) under(names ...string) bool {
-	n := len(e.path)
-	return n > 1 && e.path[n-2].index < 0 && slices.Contains(names, e.path[n-2].key)
+// frame is an object or an array that is open, or a part of the event.
+type frame struct {
+	key    string // of the member that is written, or the part's name
+	index  int    // of the element that is written
+	array  bool
+	header bool // an object that may be a header in a list: a key or name, and a value or values
+	secret bool // and is one that is secret
 }
 
-// conceal writes a value that is a secret. What can be none is left, and so is an
-// object that is not among headers: it is no header, but has the name of one.
-func (e *encoder) conceal(v ast.Value) {
-	switch v := v.(type) {
-	case ast.Null, ast.Boolean:
-		e.value(v)
-		return
-	case ast.String:
-		if v == Redacted {
-			e.value(v) // and listed
-			return
-		}
-	case ast.Object:
-		if n := len(e.path); n < 2 || !strings.Contains(strings.ToLower(e.path[n-2].key), "header") {
-			e.value(v)
-			return
-		}
-	}
-	e.buf = appendString(e.buf, Redacted)
-	e.note()
-}
+// guard says what is to be done with a value.
+type guard uint8
 
-// note puts where path leads to in the list of what is masked.
-func (e *encoder) note() {
-	var b strings.Builder
-	for _, s := range e.path {
-		b.WriteByte('/')
-		if s.index >= 0 {
-			b.WriteString(strconv.Itoa(s.index))
-		} else {
-			b.WriteString(url.PathEscape(s.key))
-		}
-	}
-	if pointer := b.String(); !slices.Contains(e.masked, pointer) {
-		e.masked = append(e.masked, pointer)
-	}
-}
-
-var (
-	keyTerm  = ast.StringTerm("key")
-	nameTerm = ast.StringTerm("name")
+const (
+	openly     guard = iota // nothing
+	concealing              // it is that of a member that has the name of a secret
+	hidden                  // it is that of a secret header in a list
+	header                  // it is a header, if it is an object
 )
 
-// pair writes an object that may be a header in a list: a key or name, and a
-// value or values.
-func (e *encoder) pair(obj ast.Object) {
-	if !isSecretName(obj.Get(keyTerm)) && !isSecretName(obj.Get(nameTerm)) {
-		e.value(obj)
-		return
-	}
-	e.buf = append(e.buf, '{')
-	obj.Foreach(func(k, v *ast.Term) {
-		key := e.keyText(k.Value)
-		e.name(key)
-		e.path = append(e.path, step{key, -1})
-		switch key {
-		case "value", "values", "raw_value", "rawValue":
-			e.buf = appendString(e.buf, Redacted)
-			e.note()
-		default:
-			e.guarded(key, v.Value)
-		}
-		e.path = e.path[:len(e.path)-1]
-	})
-	e.buf = append(e.buf, '}')
+// valueKind is what kind of value begins.
+type valueKind uint8
+
+const (
+	plainValue  valueKind = iota // true, false or null, which are no secrets
+	stringValue                  //
+	objectValue                  //
+	otherValue                   // a number or an array
+)
+
+// maxPointers and maxPointer bound how many pointers are kept, and how many bytes
+// one of them has.
+const (
+	maxPointers = 256
+	maxPointer  = 256
+)
+
+func (h *hiding) reset(hide bool) {
+	h.hide, h.frames, h.guard, h.skip = hide, h.frames[:0], openly, 0
+	clear(h.masked)
+	h.masked = h.masked[:0]
 }
 
-func isSecretName(t *ast.Term) bool {
-	if t == nil {
-		return false
+// guardMember begins a member of the object that is open.
+func (h *hiding) guardMember(key string) {
+	n := len(h.frames)
+	f := &h.frames[n-1]
+	f.key = key
+	switch {
+	case f.secret && (key == "value" || key == "values" || key == "raw_value" || key == "rawValue"):
+		h.guard = hidden
+	case secretHeader(key):
+		h.guard = concealing
+	case key == "certificate" && n > 1 && !h.frames[n-2].array && (h.frames[n-2].key == "source" || h.frames[n-2].key == "destination"):
+		h.guard = concealing
+	case key == "header":
+		h.guard = header
+	default:
+		h.guard = openly
 	}
-	name, ok := t.Value.(ast.String)
-	return ok && secretHeader(string(name))
+}
+
+// admit reports whether a value that begins may be seen. One that may not is in
+// the list of what is masked then. The text is that of a string.
+func (h *hiding) admit(k valueKind, text string) bool {
+	n := len(h.frames)
+	if n == 0 {
+		return true
+	}
+	f := &h.frames[n-1]
+	if f.array {
+		f.index++
+		return true
+	}
+	switch h.guard {
+	case openly:
+		if f.header && k == stringValue && (f.key == "key" || f.key == "name") && secretHeader(text) {
+			f.secret = true
+		}
+		return true
+	case concealing:
+		// What can be no secret is left, and so is an object that is not among
+		// headers: it is no header, but has the name of one.
+		if k == plainValue || k == objectValue && !(n > 1 && !h.frames[n-2].array && strings.Contains(strings.ToLower(h.frames[n-2].key), "header")) {
+			h.guard = openly
+			return true
+		}
+		if k == stringValue && text == Redacted { // and listed
+			h.guard = openly
+			return true
+		}
+	case hidden:
+	default:
+		return true
+	}
+	h.guard = openly
+	h.note()
+	return false
+}
+
+// enter goes into an object or an array that begins.
+func (h *hiding) enter(array bool) {
+	f := frame{array: array, index: -1}
+	if n := len(h.frames); n > 0 && !array {
+		f.header = h.guard == header || h.frames[n-1].array
+	}
+	h.guard = openly
+	h.frames = append(h.frames, f)
+}
+
+// leave comes out of it.
+func (h *hiding) leave() {
+	h.frames = h.frames[:len(h.frames)-1]
+}
+
+// note puts the place of the value that begins in the list of what is masked.
+func (h *hiding) note() {
+	p := h.pointer[:0]
+	for i := range h.frames {
+		p = append(p, '/')
+		if f := &h.frames[i]; f.array {
+			p = strconv.AppendInt(p, int64(f.index), 10)
+		} else {
+			p = append(p, url.PathEscape(f.key)...)
+		}
+	}
+	h.pointer = p
+	h.noted(p)
+}
+
+// noted puts a pointer in the list of what is masked, unless it is there.
+func (h *hiding) noted(p []byte) {
+	for _, other := range h.masked {
+		if other == string(p) {
+			return
+		}
+	}
+	pointer, ok := h.pointers[string(p)]
+	if !ok {
+		pointer = string(p)
+		switch {
+		case len(p) > maxPointer:
+		case h.pointers == nil || len(h.pointers) >= maxPointers:
+			h.pointers = map[string]string{pointer: pointer}
+		default:
+			h.pointers[pointer] = pointer
+		}
+	}
+	h.masked = append(h.masked, pointer)
 }
 
 // ndCache writes an nd_builtin_cache. The keys of what it has of a builtin are the
@@ -163,25 +224,24 @@ func (e *encoder) ndCache(cache ast.Value) {
 		e.value(cache)
 		return
 	}
-	e.buf = append(e.buf, '{')
+	e.open('{')
 	obj.Foreach(func(k, v *ast.Term) {
 		builtin := e.keyText(k.Value)
-		e.name(builtin)
-		e.path = append(e.path, step{builtin, -1})
+		e.key(builtin)
+		e.guard = openly // it is the name of no header
 		if calls, ok := v.Value.(ast.Object); ok {
 			e.calls(builtin, calls)
 		} else {
 			e.value(v.Value) // a mask has put it there
 		}
-		e.path = e.path[:len(e.path)-1]
 	})
-	e.buf = append(e.buf, '}')
+	e.shut('}')
 }
 
 // calls writes what the cache has of one builtin.
 func (e *encoder) calls(builtin string, calls ast.Object) {
 	seen := map[string]int{}
-	e.buf = append(e.buf, '{')
+	e.open('{')
 	calls.Foreach(func(args, result *ast.Term) {
 		hiddenArgs, changed := hideArgs(builtin, args.Value)
 		value, alsoChanged := hideCached(builtin, result.Value)
@@ -189,15 +249,14 @@ func (e *encoder) calls(builtin string, calls ast.Object) {
 		if seen[key]++; seen[key] > 1 {
 			key += " " + strconv.Itoa(seen[key])
 		}
-		e.name(key)
-		e.path = append(e.path, step{key, -1})
+		e.key(key)
+		e.guard = openly
 		if changed || alsoChanged {
 			e.note()
 		}
 		e.value(value)
-		e.path = e.path[:len(e.path)-1]
 	})
-	e.buf = append(e.buf, '}')
+	e.shut('}')
 }
 
 // hideArgs returns the arguments of a call without what is secret, and reports

@@ -2,6 +2,7 @@ package decisionlog
 
 import (
 	"context"
+	"fmt"
 	"time"
 )
 
@@ -76,7 +77,15 @@ func (w *worker) handle(l *Log, e *Event) {
 // encode writes the event as its sinks want it, or says why it is dropped. The
 // error is for the operator.
 func (w *worker) encode(l *Log, e *Event) (reason, error) {
-	p := parts{input: e.Input, result: e.Result}
+	p := parts{document: e.Document, input: e.Input, result: e.Result}
+	if e.Filter != nil && e.Document != nil { // its rules need the value
+		v, err := e.Document.Value()
+		if err != nil {
+			return dropEncoding, fmt.Errorf("input: %w", err)
+		}
+		e.Input, e.Document = v, nil
+		p.input, p.document = v, nil
+	}
 	if e.NDBuiltinCache != nil {
 		p.ndCache = e.NDBuiltinCache
 	}
