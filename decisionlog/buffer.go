@@ -1,6 +1,10 @@
 package decisionlog
 
-import "slices"
+import (
+	"math/bits"
+	"slices"
+	"sync"
+)
 
 // ring is a queue that grows, and gives back its memory once it is empty and was
 // large. It does not lock; its owner does.
@@ -47,6 +51,37 @@ type ticket struct {
 	reason reason // of the first that dropped it
 }
 
+// Texts of gatherings are used again, those that have room for minText to maxText
+// bytes. What is not in use the collector takes away.
+const (
+	minText = 1 << 12
+	maxText = 1 << 24
+)
+
+// unusedTexts have texts that are not in use, by the power of two that they have
+// room for at least.
+var unusedTexts [25]sync.Pool
+
+// newText returns an empty text with room for n bytes at least.
+func newText(n int) []byte {
+	if n < minText || n > maxText {
+		return make([]byte, 0, n)
+	}
+	power := bits.Len(uint(n - 1))
+	if text, ok := unusedTexts[power].Get().(*[]byte); ok {
+		return *text
+	}
+	return make([]byte, 0, 1<<power)
+}
+
+// freeText has a text used again, which nobody may look at any more.
+func freeText(text []byte) {
+	if n := cap(text); n >= minText && n <= maxText {
+		text = text[:0]
+		unusedTexts[bits.Len(uint(n))-1].Put(&text)
+	}
+}
+
 // gathering is the JSON of events that are to become a chunk, each with a byte
 // that separates it from the next. It does not lock; its owner does.
 type gathering struct {
@@ -64,7 +99,9 @@ const (
 
 func (g *gathering) add(text []byte, separator byte, t *ticket) {
 	if n := len(g.text) + len(text) + 1; n > cap(g.text) {
-		g.text = slices.Grow(g.text, max(n, 2*len(g.text))-len(g.text))
+		grown := append(newText(max(n, 2*len(g.text))), g.text...)
+		freeText(g.text)
+		g.text = grown
 	}
 	g.text = append(append(g.text, text...), separator)
 	g.lens = append(g.lens, uint32(len(text)+1))

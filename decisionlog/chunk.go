@@ -134,33 +134,42 @@ func withoutNDCache(k kind, g gathering) (gathering, bool) {
 	return small, true
 }
 
-// writers are unused writers of gzip, each of which has large tables.
-var writers = sync.Pool{New: func() any {
+// compressor compresses. It has large tables, and is used again.
+type compressor struct {
+	gzip *gzip.Writer
+	out  bytes.Buffer
+}
+
+// maxCompressed is how much room for compressed bytes an unused compressor keeps.
+const maxCompressed = 4 << 20
+
+var compressors = sync.Pool{New: func() any {
 	w, err := gzip.NewWriterLevel(nil, gzip.BestSpeed)
 	if err != nil {
 		panic(err)
 	}
-	return w
+	return &compressor{gzip: w}
 }}
 
 // compress compresses the text of a gathering, which is not empty.
 func compress(k kind, text []byte) []byte {
-	out := bytes.NewBuffer(make([]byte, 0, len(text)/4+64))
-	w := writers.Get().(*gzip.Writer)
-	defer writers.Put(w)
-	w.Reset(out) // a Buffer takes all, so that nothing below fails
+	c := compressors.Get().(*compressor)
+	defer compressors.Put(c)
+	c.out.Reset()
+	c.gzip.Reset(&c.out) // a Buffer takes all, so that nothing below fails
 	if k == kindService {
-		w.Write([]byte{'['})
-		w.Write(text[:len(text)-1])
-		w.Write([]byte{']'})
+		c.gzip.Write([]byte{'['})
+		c.gzip.Write(text[:len(text)-1])
+		c.gzip.Write([]byte{']'})
 	} else {
-		w.Write(text)
+		c.gzip.Write(text)
 	}
-	w.Close()
-	if out.Cap() > 2*out.Len() {
-		return bytes.Clone(out.Bytes())
+	c.gzip.Close()
+	body := bytes.Clone(c.out.Bytes())
+	if c.out.Cap() > maxCompressed {
+		c.out = bytes.Buffer{}
 	}
-	return out.Bytes()
+	return body
 }
 
 // expand undoes compress.

@@ -67,7 +67,24 @@ type Event struct {
 	// only while a worker has the event.
 	Size int64
 
-	held int64 // bytes that its log counts for it while it is buffered
+	held   int64 // bytes that its log counts for it while it is buffered
+	pooled bool  // it is of events
+}
+
+// events are events that are not in use.
+var events = sync.Pool{New: func() any { return &Event{pooled: true} }}
+
+// NewEvent returns an empty event, which is used again for another once a Log that
+// has recorded it, or refused to, is done with it. One that is never recorded may
+// just be left.
+func NewEvent() *Event { return events.Get().(*Event) }
+
+// free is called when nobody needs the event any more.
+func (e *Event) free() {
+	if e.pooled {
+		*e = Event{pooled: true}
+		events.Put(e)
+	}
 }
 
 // Bundle names a bundle that took part in a decision.

@@ -178,7 +178,6 @@ func (w *worker) filter(l *Log, e *Event) (drop bool, rules []maskRule, err erro
 }
 
 func (w *worker) evaluate(l *Log, e *Event) (drop bool, rules []maskRule, err error) {
-	w.json.reset(false)
 	event, err := e.value(l.set.Labels, w.json)
 	if err != nil {
 		return false, nil, err

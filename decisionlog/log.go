@@ -78,7 +78,7 @@ func (l *Log) Record(deadline time.Time, e *Event) error {
 	}
 	defer l.mu.Unlock()
 	if l.limiter != nil && !l.limiter.allow(time.Now()) {
-		l.refuse(dropRate)
+		l.refuse(e, dropRate)
 		return nil
 	}
 	fits := l.hold(e.held, 1)
@@ -94,11 +94,11 @@ func (l *Log) Record(deadline time.Time, e *Event) error {
 		if fits {
 			l.give(e.held)
 		}
-		l.refuse(dropShutdown)
+		l.refuse(e, dropShutdown)
 		return nil
 	}
 	if !fits {
-		l.refuse(dropFull)
+		l.refuse(e, dropFull)
 		if l.set.OnFull == Deny {
 			return ErrFull
 		}
@@ -115,10 +115,11 @@ func (l *Log) Record(deadline time.Time, e *Event) error {
 	return nil
 }
 
-// refuse counts an event that is dropped as it comes. l.mu is held.
-func (l *Log) refuse(why reason) {
+// refuse drops an event as it comes. l.mu is held.
+func (l *Log) refuse(e *Event, why reason) {
 	l.books.recorded++
 	l.drop(why, 1)
+	e.free()
 }
 
 // drop counts events that were not delivered. l.mu is held.
@@ -184,8 +185,7 @@ func (l *Log) dropOldest() bool {
 	case most != nil:
 		most.dropOldest()
 	case l.ring.n > 0:
-		l.give(l.pop().held)
-		l.drop(dropFull, 1)
+		l.discard(dropFull)
 	default:
 		return false
 	}
@@ -253,20 +253,44 @@ func (l *Log) pop() *Event {
 	return e
 }
 
-// gathered adds an event that was encoded to what each outlet gathers, or drops
-// it. It returns the outlets that have gathered enough.
-func (l *Log) gathered(e *Event, why reason, t texts) (full []*outlet) {
+// discard drops the event that was recorded first. l.mu is held.
+func (l *Log) discard(why reason) {
+	e := l.pop()
+	l.give(e.held)
+	l.drop(why, 1)
+	e.free()
+}
+
+// gathered adds events that were encoded to what each outlet gathers, or drops
+// them, one after the other, until an outlet has gathered enough. It returns how
+// many events are done with, and the outlets that have gathered enough.
+func (l *Log) gathered(batch []encoded) (n int, full []*outlet) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.give(e.held)
+	for n < len(batch) && len(full) == 0 {
+		full = l.gather(&batch[n])
+		n++
+	}
+	return n, full
+}
+
+// gather adds an event to what each outlet gathers, or drops it. It returns the
+// outlets that have gathered enough. l.mu is held.
+func (l *Log) gather(b *encoded) (full []*outlet) {
+	why, held := b.why, b.event.held
 	if l.closed {
 		why = dropShutdown
 	}
+	need := int64(0)
 	if why == notDropped {
-		need := int64(0)
 		for _, o := range l.outlets {
-			need += o.open.more(o.pick(t))
+			need += o.open.more(o.pick(b.texts))
 		}
+	}
+	if need <= held { // most often: encoded, an event takes less
+		l.give(held - need)
+	} else {
+		l.give(held)
 		if !l.hold(need, 0) && (l.set.OnFull != DropOldest || !l.makeRoom(need, 0)) {
 			why = dropFull
 		}
@@ -280,7 +304,7 @@ func (l *Log) gathered(e *Event, why reason, t texts) (full []*outlet) {
 		all = &ticket{left: len(l.outlets)}
 	}
 	for _, o := range l.outlets {
-		text := o.pick(t)
+		text := o.pick(b.texts)
 		o.bytes += o.open.more(text)
 		o.open.add(text, o.kind.separator(), all)
 		if int64(len(o.open.text)) >= o.shape.gather {
@@ -414,8 +438,7 @@ func (l *Log) abandon() {
 // l.mu is held.
 func (l *Log) dropBuffered(why reason) {
 	for l.ring.n > 0 {
-		l.give(l.pop().held)
-		l.drop(why, 1)
+		l.discard(why)
 	}
 	for _, o := range l.outlets {
 		o.dropAll(why)

@@ -127,6 +127,10 @@ func (o *outlet) seal() {
 	} else {
 		chunks, lost = pack(o.kind, g, limit, most)
 	}
+	size := len(g.text)
+	if !o.kind.direct() { // chunks have bytes of their own, and of what is lost only the number counts
+		freeText(g.text)
+	}
 
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -136,7 +140,7 @@ func (o *outlet) seal() {
 		body += len(c.body)
 	}
 	if !o.kind.direct() {
-		o.shape.packed(len(g.text), body)
+		o.shape.packed(size, body)
 	}
 	o.replace(len(o.chunks), g.held(), chunks, lost)
 }

@@ -262,7 +262,7 @@ func (ls *Logs) Show(ctx context.Context, list []*Memory, now Filter, limit time
 	case <-ctx.Done():
 		return fmt.Errorf("waiting for others who look at decisions: %w", ctx.Err())
 	}
-	w := &worker{evaluator: evaluator{stuck: &ls.stuck}, json: newEncoder(), line: newEncoder()}
+	w := newWorker(ls)
 	defer w.evaluator.stop()
 	var l *Log
 	for _, m := range list {
@@ -279,6 +279,7 @@ func (ls *Logs) Show(ctx context.Context, list []*Memory, now Filter, limit time
 		}
 		e := m.Event
 		e.Filter = m.filter(now)
+		w.json.reset(false)
 		why, err := w.encode(l, &e)
 		shown := Shown{Memory: m}
 		switch {

@@ -18,14 +18,26 @@ const (
 // is.
 type worker struct {
 	evaluator  evaluator
-	json, line *encoder // an event as it goes to most sinks, and to the console
+	json, line *encoder // events as they go to most sinks, and to the console
 	record     []byte   // and to Records
 	events     []*Event // taken from the log
+	batch      []encoded
+}
+
+// encoded is an event whose texts are there, or one that is to be dropped.
+type encoded struct {
+	event *Event
+	why   reason
+	texts texts
+}
+
+func newWorker(ls *Logs) *worker {
+	return &worker{evaluator: evaluator{stuck: &ls.stuck}, json: newEncoder(), line: newEncoder()}
 }
 
 // work works on the logs that are in the queue until ctx ends.
 func (ls *Logs) work(ctx context.Context) {
-	w := &worker{evaluator: evaluator{stuck: &ls.stuck}, json: newEncoder(), line: newEncoder()}
+	w := newWorker(ls)
 	defer w.evaluator.stop()
 	for ctx.Err() == nil {
 		l := ls.queue.take()
@@ -48,48 +60,93 @@ func (w *worker) turn(ctx context.Context, l *Log) {
 			w.handle(l, e)
 			w.events[i] = nil
 		}
+		w.hand(l)
 	}
 	l.endTurn()
 }
 
-// maxScratch is how much memory an encoder keeps for the next event.
-const maxScratch = 256 << 10
+const (
+	// batchBytes is how much text of events a worker gathers before it hands it
+	// over to the log.
+	batchBytes = 64 << 10
 
-// handle brings one event to the sinks' chunks, or drops it.
+	// maxScratch is how much memory an encoder keeps for the next events.
+	maxScratch = 256 << 10
+)
+
+// handle makes one event ready for the sinks' chunks.
 func (w *worker) handle(l *Log, e *Event) {
-	reason, err := w.encode(l, e)
+	why, err := w.encode(l, e)
 	if err != nil {
 		l.complain(err, e)
 	}
-	for _, o := range l.gathered(e, reason, texts{w.json.buf, w.line.buf, w.record}) {
-		o.seal()
+	if why != notDropped {
+		w.json.undo()
+		w.line.undo()
+		w.batch = append(w.batch, encoded{event: e, why: why})
+		return
 	}
-	for _, enc := range [...]*encoder{w.json, w.line} {
-		if cap(enc.buf) > maxScratch {
-			enc.buf = nil
-		}
-	}
-	if cap(w.record) > maxScratch {
-		w.record = nil
+	w.batch = append(w.batch, encoded{event: e, texts: w.texts(l, e)})
+	if len(w.json.buf)+len(w.line.buf)+len(w.record) >= batchBytes {
+		w.hand(l)
 	}
 }
 
-// encode writes the event as its sinks want it, or says why it is dropped. The
-// error is for the operator.
-func (w *worker) encode(l *Log, e *Event) (reason, error) {
-	p := parts{document: e.Document, input: e.Input, result: e.Result}
-	if e.Filter != nil && e.Document != nil { // its rules need the value
-		v, err := e.Document.Value()
-		if err != nil {
-			return dropEncoding, fmt.Errorf("input: %w", err)
-		}
-		e.Input, e.Document = v, nil
-		p.input, p.document = v, nil
+// texts returns what was written of an event. It stays as it is also when the
+// encoders need more memory.
+func (w *worker) texts(l *Log, e *Event) (t texts) {
+	t.json, t.line = w.json.buf[w.json.start:], w.line.buf[w.line.start:]
+	if l.wantsRecs {
+		start := len(w.record)
+		w.record = appendRecord(w.record, e.Outcome, t.json)
+		t.record = w.record[start:]
 	}
+	return t
+}
+
+// hand brings the events that are ready to the sinks' chunks, or drops them.
+func (w *worker) hand(l *Log) {
+	for rest := w.batch; len(rest) > 0; {
+		n, full := l.gathered(rest)
+		rest = rest[n:]
+		for _, o := range full {
+			o.seal()
+		}
+	}
+	for i := range w.batch {
+		w.batch[i].event.free()
+		w.batch[i] = encoded{}
+	}
+	w.batch = w.batch[:0]
+	for _, buf := range [...]*[]byte{&w.json.buf, &w.line.buf, &w.record} {
+		if *buf = (*buf)[:0]; cap(*buf) > maxScratch {
+			*buf = nil
+		}
+	}
+}
+
+// encode writes the event as its sinks want it, behind what the encoders have
+// written, or says why it is dropped. The error is for the operator.
+func (w *worker) encode(l *Log, e *Event) (why reason, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			why, err = dropEncoding, fmt.Errorf("panic: %v", r)
+		}
+	}()
+	w.json.next(l.logs.cfg.Redact)
+	w.line.next(l.logs.cfg.Redact)
+	p := parts{document: e.Document, input: e.Input, result: e.Result}
 	if e.NDBuiltinCache != nil {
 		p.ndCache = e.NDBuiltinCache
 	}
 	if e.Filter != nil {
+		if e.Document != nil { // the rules need the value
+			if e.Input, err = e.Document.Value(); err != nil {
+				return dropEncoding, fmt.Errorf("input: %w", err)
+			}
+			e.Document = nil
+			p.input, p.document = e.Input, nil
+		}
 		drop, rules, err := w.filter(l, e)
 		if err != nil {
 			return dropFilter, err
@@ -98,9 +155,8 @@ func (w *worker) encode(l *Log, e *Event) (reason, error) {
 			return dropPolicy, nil
 		}
 		p.apply(rules, w.json)
+		w.json.err = nil // of what only the rules have seen
 	}
-	w.json.reset(l.logs.cfg.Redact)
-	w.line.reset(l.logs.cfg.Redact)
 	if l.wantsJSON {
 		w.json.event(e, &p, &l.constants)
 	}
@@ -111,9 +167,6 @@ func (w *worker) encode(l *Log, e *Event) (reason, error) {
 		if enc.err != nil {
 			return dropEncoding, enc.err
 		}
-	}
-	if l.wantsRecs {
-		w.record = appendRecord(w.record[:0], e.Outcome, w.json.buf)
 	}
 	return notDropped, nil
 }
