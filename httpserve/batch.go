@@ -58,8 +58,10 @@ func (s *Server) batch(w http.ResponseWriter, r *request) error {
 	questions, items := b.questions(r, entry)
 	if len(questions) > 0 {
 		err := s.pool.Decide(ctx, r.Tenant, questions, func(i int, a tenants.Answer) {
-			for _, item := range items[i] {
-				to.add(b.items[item], b.render(b.items[item], &a))
+			for k, item := range items[i] {
+				if a.Of == 0 || a.Of == k+1 {
+					to.add(b.items[item], b.render(b.items[item], &a))
+				}
 			}
 		})
 		if err != nil {

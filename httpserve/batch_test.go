@@ -71,43 +71,55 @@ func inputs(n int, text func(i int) string) string {
 
 const offersX = "{data: [app/x]}"
 
-// Equal items are asked once; each is a decision of its own in the log.
+// Equal items are asked once, where asking again gives the same; each is a decision
+// of its own in the log.
 func TestBatchLog(t *testing.T) {
-	logs, console := authztest.Logs(t)
-	p, _ := poolOf(t, tenants.Config{Logs: logs}, `package app
+	for _, c := range []struct {
+		name, policy string
+		same         bool // equal items have equal answers
+	}{
+		{"the answer follows from the question", "x := sprintf(\"%s of %d\", [input.n, input.c])", true},
+		{"it does not", "x := uuid.rfc4122(input.n)", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			logs, console := authztest.Logs(t)
+			p, _ := poolOf(t, tenants.Config{Logs: logs}, "package app\n\n"+c.policy, offersX, func(s *tenants.Settings) { s.Log = authztest.Logged() })
+			h := server(t, httpserve.Config{Pool: p, Local: true})
 
-x := uuid.rfc4122(input.n)
-
-import rego.v1
-`, offersX, func(s *tenants.Settings) { s.Log = authztest.Logged() })
-	h := server(t, httpserve.Config{Pool: p, Local: true})
-
-	status, a := batch(t, h, "", `{"common_input":{"c":1},"inputs":{"a":{"n":"1"},"b":{"n":"2"},"again":{"n":"1"}}}`)
-	if status != 200 || len(a.Responses) != 3 {
-		t.Fatalf("got %d, %+v", status, a)
-	}
-	if string(a.Responses["a"].Result) != string(a.Responses["again"].Result) || string(a.Responses["a"].Result) == string(a.Responses["b"].Result) {
-		t.Errorf("got %+v, want one evaluation for equal items, and another for the other", a.Responses)
-	}
-	events := console.Events(3)
-	if len(events) != 3 {
-		t.Fatalf("got %d events, want 3", len(events))
-	}
-	seen := map[string]bool{}
-	for _, e := range events {
-		place := e["custom"].(map[string]any)["batch"].(map[string]any)
-		key := place["key"].(string)
-		seen[key] = true
-		item := a.Responses[key]
-		input := e["input"].(map[string]any)
-		wantIndex := map[string]float64{"a": 0, "b": 1, "again": 2}[key]
-		if e["decision_id"] != item.ID || e["batch_decision_id"] != a.ID || place["index"] != wantIndex || place["size"] != 3.0 ||
-			fmt.Sprintf("%q", e["result"]) != string(item.Result) || input["c"] != 1.0 || e["path"] != "app/x" {
-			t.Errorf("event %v\nof item %q: %+v of batch %s", e, key, item, a.ID)
-		}
-	}
-	if len(seen) != 3 {
-		t.Errorf("got events of %v, want one for each item", seen)
+			status, a := batch(t, h, "", `{"common_input":{"c":1},"inputs":{"a":{"n":"1"},"b":{"n":"2"},"again":{"n":"1"},"more":{"n":"1"}}}`)
+			if status != 200 || len(a.Responses) != 4 {
+				t.Fatalf("got %d, %+v", status, a)
+			}
+			first := string(a.Responses["a"].Result)
+			for _, key := range []string{"again", "more"} {
+				if got := string(a.Responses[key].Result); (got == first) != c.same {
+					t.Errorf("got %s for %q and %s for its equal", got, key, first)
+				}
+			}
+			if string(a.Responses["b"].Result) == first {
+				t.Errorf("got %s for two different items", first)
+			}
+			events := console.Events(4)
+			if len(events) != 4 {
+				t.Fatalf("got %d events, want 4", len(events))
+			}
+			seen := map[string]bool{}
+			for _, e := range events {
+				place := e["custom"].(map[string]any)["batch"].(map[string]any)
+				key := place["key"].(string)
+				seen[key] = true
+				item := a.Responses[key]
+				input := e["input"].(map[string]any)
+				wantIndex := map[string]float64{"a": 0, "b": 1, "again": 2, "more": 3}[key]
+				if e["decision_id"] != item.ID || e["batch_decision_id"] != a.ID || place["index"] != wantIndex || place["size"] != 4.0 ||
+					fmt.Sprintf("%q", e["result"]) != string(item.Result) || input["c"] != 1.0 || e["path"] != "app/x" {
+					t.Errorf("event %v\nof item %q: %+v of batch %s", e, key, item, a.ID)
+				}
+			}
+			if len(seen) != 4 {
+				t.Errorf("got events of %v, want one for each item", seen)
+			}
+		})
 	}
 }
 
@@ -443,34 +455,5 @@ func TestGuard(t *testing.T) {
 	}
 	if w := post(h, "/t/orders/v1/data/app/x", `{"input":{"n":2}}`); w.Code != 403 || !strings.Contains(w.Body.String(), "administrative policy") {
 		t.Errorf("got %d %s", w.Code, w.Body)
-	}
-}
-
-func BenchmarkBatch(b *testing.B) {
-	p, _ := pool(b, `package app
-
-x if {
-	some role in data.users[input.user]
-	some p in data.roles[role]
-	p.action == input.action
-	glob.match(p.path, ["/"], input.path)
-}
--- data.json --
-{"users": {"alice": ["clerk", "manager"]}, "roles": {"clerk": [{"action": "read", "path": "/orders/*"}], "manager": [{"action": "write", "path": "/orders/*"}]}}
-`, offersX, nil)
-	h := server(b, httpserve.Config{Pool: p, Local: true})
-	for _, n := range []int{1, 10, 100, 1000} {
-		body := inputs(n, func(i int) string {
-			return fmt.Sprintf(`{"user":"alice","action":"write","path":"/orders/%d"}`, i)
-		})
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			b.ReportAllocs()
-			for b.Loop() {
-				if w := post(h, "/t/orders/v1/batch/data/app/x", body); w.Code != 200 {
-					b.Fatal(w.Code, w.Body)
-				}
-			}
-			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*n), "ns/item")
-		})
 	}
 }

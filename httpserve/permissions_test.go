@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"maps"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -793,71 +792,6 @@ func TestListGuard(t *testing.T) {
 		time.Sleep(3 * time.Second) // it is polled every second
 		if l := listIn(t, s.get(tokenOf("ada"))); !slices.Equal(l.Permissions["v"], []string{"v2"}) {
 			t.Errorf("got %+v after the operator's policy has changed", l)
-		}
-	})
-}
-
-func benchmarkLists(b *testing.B, users int, each func(s *lists, i int)) {
-	grants, catalog := map[string]map[string]map[string]bool{}, map[string][]string{}
-	names := make([]string, users)
-	for i := range 20 {
-		for j := range 10 {
-			catalog[fmt.Sprintf("type%d", i)] = append(catalog[fmt.Sprintf("type%d", i)], fmt.Sprintf("action%d", j))
-		}
-	}
-	for i := range names {
-		names[i] = fmt.Sprintf("user%d", i)
-		grants[names[i]] = map[string]map[string]bool{}
-		for kind, actions := range catalog {
-			grants[names[i]][kind] = map[string]bool{}
-			for _, a := range actions[:5] {
-				grants[names[i]][kind][a] = true
-			}
-		}
-	}
-	data, err := json.Marshal(map[string]any{"catalog": catalog, "grants": grants})
-	if err != nil {
-		b.Fatal(err)
-	}
-	s := listServer(b, fmt.Sprintf(roles, "1", data), usersConfig("{package: permissions, memory_bytes: 1000000000}", names...),
-		httpserve.Config{ListMemory: 1 << 30}, nil)
-	for _, u := range slices.Sorted(maps.Keys(grants))[:1] {
-		s.get(tokenOf(u))
-	}
-	b.ReportAllocs()
-	for i := 0; b.Loop(); i++ {
-		each(s, i)
-	}
-}
-
-// BenchmarkListCold computes a list of 200 pairs.
-func BenchmarkListCold(b *testing.B) {
-	benchmarkLists(b, 1, func(s *lists, _ int) {
-		s.Forget()
-		if w := s.get(tokenOf("user0")); w.Code != 200 {
-			b.Fatal(w.Body)
-		}
-	})
-}
-
-// BenchmarkListRemembered gives one that is remembered.
-func BenchmarkListRemembered(b *testing.B) {
-	benchmarkLists(b, 1, func(s *lists, _ int) {
-		if w := s.get(tokenOf("user0")); w.Code != 200 {
-			b.Fatal(w.Body)
-		}
-	})
-}
-
-// BenchmarkListNotModified gives none to whom has it.
-func BenchmarkListNotModified(b *testing.B) {
-	tag := ""
-	benchmarkLists(b, 1, func(s *lists, _ int) {
-		if tag == "" {
-			tag = s.get(tokenOf("user0")).Header().Get("ETag")
-		}
-		if w := s.get(tokenOf("user0"), "If-None-Match", tag); w.Code != 304 {
-			b.Fatal(w.Code)
 		}
 	})
 }

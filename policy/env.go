@@ -130,6 +130,13 @@ func (c *Cancel) Cancel() {
 	}
 }
 
+// Reset makes c as it was before Cancel. Nothing that c was given to may run.
+func (c *Cancel) Reset() {
+	c.set.Store(false)
+	c.stop.Store(nil)
+	c.steps = 0
+}
+
 // stops has Cancel call stop too, until the caller calls end. It is for the one
 // goroutine that evaluates.
 func (c *Cancel) stops(stop context.CancelFunc) (end func()) {

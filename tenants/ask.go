@@ -23,7 +23,8 @@ const (
 
 // Decide asks the tenant's policy the questions and calls answer once for each
 // that is needed, with its index, as the answers come: one call at a time, on the
-// caller's goroutine. All answers come from one policy.
+// caller's goroutine. All answers come from one policy. Where the Twins of a
+// question are asked too, answer is called once for each: see Answer.Of.
 //
 // Decide returns in time: each question is answered, with ErrDeadline if need
 // be, within the tenant's evaluation time from when it was begun, and all of
@@ -50,7 +51,7 @@ func (p *Pool) Decide(ctx context.Context, id ID, questions []Question, answer f
 		return nil
 	}
 	c.rev, c.state = rev, p.stateOf(rev)
-	c.ask(questions)
+	c.ask(c.apart(questions))
 	return nil
 }
 
@@ -67,13 +68,14 @@ type call struct {
 	done  chan *job
 	timer *time.Timer
 	open  []*job // begun and not answered
+	turns turns
 }
 
 // newCall returns a call that may have been used before.
 func (p *Pool) newCall(ctx context.Context, in *instance, start time.Time, tell func(int, Answer)) *call {
 	c, _ := p.calls.Get().(*call)
 	if c == nil {
-		c = &call{timer: time.NewTimer(time.Hour), done: make(chan *job, 1)}
+		c = &call{timer: time.NewTimer(time.Hour), done: make(chan *job, 1), turns: turns{wake: make(chan struct{}, 1)}}
 	}
 	c.pool, c.in, c.start, c.ctx, c.tell = p, in, start, ctx, tell
 	c.limit = time.Time{}
@@ -86,10 +88,14 @@ func (p *Pool) newCall(ctx context.Context, in *instance, start time.Time, tell 
 
 func (c *call) free() {
 	c.timer.Stop()
+	if c.turns.left {
+		return // a worker still has a job that looks at it
+	}
 	p := c.pool
 	c.pool, c.in, c.rev, c.state, c.ctx, c.tell = nil, nil, nil, "", nil, nil
 	clear(c.open)
 	c.open = c.open[:0]
+	c.turns.free()
 	p.calls.Put(c)
 }
 
@@ -142,7 +148,9 @@ func (c *call) stale() error {
 	return nil
 }
 
-// ask puts the questions to the tenant's slots and answers each.
+// ask puts the questions to the tenant's slots and answers each. Where there are
+// several, a worker that has answered one goes on with the next that nobody has
+// taken: see turns.
 func (c *call) ask(questions []Question) {
 	window := min(len(questions), c.in.limits.Concurrency)
 	if p := c.pool.cfg.Parallel; p > 0 {
@@ -151,29 +159,32 @@ func (c *call) ask(questions []Question) {
 	if cap(c.done) < window {
 		c.done = make(chan *job, window)
 	}
-	next := 0
+	c.turns.begin(questions, c.in.limits.BodyBytes)
+	waited := false
 	for answered := 0; answered < len(questions); {
-		for next < len(questions) && len(c.open) < window {
-			q := &questions[next]
-			if q.Needed != nil && len(c.open) > 0 {
+		answered += c.collect(waited)
+		waited = false
+		for len(c.open) < window {
+			i, ok := c.turns.take(len(c.open) > 0)
+			if !ok {
 				break
 			}
-			if q.Needed != nil && !q.Needed() || !c.begin(next, q) {
+			if q := &questions[i]; q.Needed != nil && !q.Needed() || !c.begin(i, q) {
 				answered++
 			}
-			next++
 		}
 		if len(c.open) == 0 {
 			continue
 		}
-		// Jobs begin in order and have equal times, so the first open one is
-		// the first to be due.
-		c.timer.Reset(time.Until(c.open[0].deadline))
+		c.timer.Reset(time.Until(c.wakeAt()))
 		select {
 		case j := <-c.done:
+			answered += c.collect(false) // what its worker has left behind comes first
 			c.finish(j)
 			answered++
+		case <-c.turns.wake: // there is something to collect
 		case <-c.timer.C:
+			waited = true
 			answered += c.giveUp(true, "deadline exceeded")
 		case <-c.ctx.Done():
 			answered += c.giveUp(false, "caller is gone")
@@ -204,22 +215,14 @@ func (c *call) begin(i int, q *Question) bool {
 	if j == nil {
 		j = new(job)
 	}
-	needs := c.in.needs
-	if c.in.settings.WholeBody {
-		guard := c.pool.guard
-		needs.WholeBody = c.rev.policy.ReadsBody(entry) ||
-			guard != nil && guard.current.Load().policy.ReadsBody(guard.settings.Entry)
-	}
 	*j = job{
-		tenant: c.in.id, guard: c.pool.guard, slots: &c.in.slots, policy: c.rev.policy, env: c.in.env, entry: entry,
-		question: q, needs: needs, bytes: min(q.BodyBytes, c.in.limits.BodyBytes), index: i, deadline: deadline, done: c.done,
+		tenant: c.in.id, guard: c.pool.guard, slots: &c.in.slots, policy: c.rev.policy, env: c.in.env,
+		bytes: min(q.BodyBytes, c.in.limits.BodyBytes), done: c.done,
 	}
-	j.needs.Cancel = &j.cancel
-	j.observes, j.observed.WantBuiltins = q.Timed || c.in.observes(), c.in.settings.NDBuiltinCache
-	if span != nil {
-		j.span, j.asked = span, begun
-		j.observes, j.observed.WantPrints = true, c.pool.cfg.Tracing.Prints
+	if c.turns.shared {
+		j.more, j.bytes = c, c.turns.bytes
 	}
+	c.put(j, i, q, entry, begun, deadline, span)
 	if err := c.pool.sched.submit(j); err != nil {
 		*j = job{}
 		c.pool.jobs.Put(j)
@@ -230,6 +233,23 @@ func (c *call) begin(i int, q *Question) bool {
 	return true
 }
 
+// put puts a question into a job that has none.
+func (c *call) put(j *job, i int, q *Question, entry string, begun, deadline time.Time, span trace.Span) {
+	j.index, j.question, j.entry, j.deadline = i, q, entry, deadline
+	j.needs = c.in.needs
+	if c.in.settings.WholeBody {
+		guard := c.pool.guard
+		j.needs.WholeBody = c.rev.policy.ReadsBody(entry) ||
+			guard != nil && guard.current.Load().policy.ReadsBody(guard.settings.Entry)
+	}
+	j.needs.Cancel = &j.cancel
+	j.observes, j.observed.WantBuiltins = q.Timed || c.in.observes(), c.in.settings.NDBuiltinCache
+	if span != nil {
+		j.span, j.asked = span, begun
+		j.observes, j.observed.WantPrints = true, c.pool.cfg.Tracing.Prints
+	}
+}
+
 // finish answers the question of a job that a worker is done with.
 func (c *call) finish(j *job) {
 	for k, o := range c.open {
@@ -238,16 +258,23 @@ func (c *call) finish(j *job) {
 			break
 		}
 	}
-	c.pool.verifier.offer(j, c.in, c.rev)
-	i, q, r := j.index, j.question, result{
-		input: j.input, decision: j.decision, err: j.err, cleared: j.cleared.Load(), observed: j.observed, span: j.span,
-	}
-	if r.span != nil {
-		r.waited = j.begun.Sub(j.asked)
-	}
+	i, q, r := j.index, j.question, c.resultOf(j)
 	*j = job{}
 	c.pool.jobs.Put(j)
 	c.answer(i, q, &r)
+}
+
+// resultOf returns what became of the question of a job that a worker is done
+// with.
+func (c *call) resultOf(j *job) result {
+	c.pool.verifier.offer(j, c.in, c.rev)
+	r := result{
+		input: j.input, decision: j.decision, err: j.err, cleared: j.cleared.Load(), observed: j.observed, span: j.span,
+	}
+	if r.span != nil {
+		r.waited = max(0, j.begun.Sub(j.asked)) // it need not have waited, where its worker had another before
+	}
+	return r
 }
 
 // giveUp answers open jobs without their result: those whose time is over, or,
@@ -255,13 +282,17 @@ func (c *call) finish(j *job) {
 func (c *call) giveUp(late bool, why string) int {
 	kept := c.open[:0]
 	var left []*job
+	now := time.Now()
+	c.turns.mu.Lock()
 	for _, j := range c.open {
-		if !late || !time.Now().Before(j.deadline) {
+		if !late || !now.Before(j.deadline) {
+			j.left = true
 			left = append(left, j)
 		} else {
 			kept = append(kept, j)
 		}
 	}
+	c.turns.mu.Unlock()
 	clear(c.open[len(kept):])
 	c.open = kept
 	for _, j := range left {
@@ -276,6 +307,8 @@ func (c *call) giveUp(late bool, why string) int {
 		case jobIdle:
 			*j = job{}
 			c.pool.jobs.Put(j)
+		default:
+			c.turns.left = c.turns.left || j.more != nil
 		}
 		r.err = fmt.Errorf("%w: %s", ErrDeadline, why)
 		c.answer(i, q, &r)

@@ -40,7 +40,9 @@ type Question struct {
 	RequestedBy string
 
 	// Twins are questions with the same input, which are not asked: each is
-	// recorded as a decision of its own, with the answer to this one.
+	// recorded as a decision of its own, with the answer to this one. Where the
+	// entry point can answer one question in two ways, because of the time or of
+	// what else no policy says, each is asked: see Answer.Of.
 	Twins []Twin
 
 	// Needed reports whether the question is still to be asked. It is called in
@@ -112,6 +114,10 @@ type Answer struct {
 	// Err is why there is no decision: it wraps one of the errors of this
 	// package or of package policy. Not knowing is not allowing.
 	Err error
+
+	// Of says for whom the answer is: 0 for the question and all of its Twins, 1
+	// for the question alone, 2 for the first of its Twins, and so on.
+	Of int
 
 	// OnError says how the tenant wants its own faults answered. It is
 	// OnErrorDeny for an Err that no setting may soften: ErrInvalid,

@@ -63,6 +63,8 @@ type scheduler struct {
 	stopped bool
 	running jobList // on a worker
 
+	stopping atomic.Bool // as stopped, for those who do not hold mu
+
 	lend     func(n int)   // gives the runtime n processors more than it has by itself; nil: nobody can
 	watching bool          // the lender looks at what runs
 	watch    chan struct{} // has room for one: the lender is to look
@@ -105,6 +107,15 @@ type job struct {
 
 	span  trace.Span // of the question; nil: it is not recorded
 	asked time.Time  // when the span begins, where there is one
+
+	// more has further questions for the worker. Then what is of the question,
+	// above and below, is guarded by its turns. Nil: there are none.
+	more *call
+	left bool // its caller has left it, or is about to
+
+	// ended says that the worker has answered one of several questions in time;
+	// the worker's, and the scheduler's once the job is left.
+	ended bool
 
 	observes bool // what the evaluation does is to be recorded
 	cancel   policy.Cancel
@@ -168,6 +179,7 @@ func (s *scheduler) hire() {
 func (s *scheduler) stop(wait time.Duration) error {
 	s.mu.Lock()
 	s.stopped = true
+	s.stopping.Store(true)
 	close(s.quit)
 	for j := s.running.first; j != nil; j = j.next {
 		j.cancel.Cancel()
@@ -306,6 +318,9 @@ func (s *scheduler) leave(j *job, late bool) jobState {
 	case jobRunning:
 		j.state = jobLeft
 		if late {
+			if j.ended {
+				s.forgive(j.slots)
+			}
 			s.late(j)
 		}
 		s.stuck++
@@ -314,6 +329,20 @@ func (s *scheduler) leave(j *job, late bool) jobState {
 		}
 	}
 	return j.state
+}
+
+// goOn reports whether the worker of j may go on with another question of the
+// same call, since nobody waits for the worker or the slot.
+func (s *scheduler) goOn(j *job, now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped || s.run.len > 0 || j.slots.queue.len > 0 || j.state != jobRunning || s.workers > s.base+min(s.stuck, extraWorkers) {
+		return false
+	}
+	s.running.remove(j) // they are in the order in which they began
+	j.begun = now
+	s.running.push(j)
+	return true
 }
 
 // release gives a slot back, to the question that waited longest.
@@ -361,6 +390,9 @@ func (s *scheduler) loop(_ *[stackFloor]byte) {
 		s.mu.Unlock()
 
 		s.evaluate(j)
+		for j.more != nil && j.more.next(j) {
+			s.evaluate(j)
+		}
 
 		s.mu.Lock()
 		s.running.remove(j)
