@@ -194,7 +194,8 @@ func (d *draft) ast(v ast.Value) (uint32, error) {
 	return 0, errValue
 }
 
-// copy takes a value of another document. What is a block is shared.
+// copy takes a value of another document. What is a block is shared, unless it is
+// too small to be one.
 func (d *draft) copy(v Value) (uint32, error) {
 	if v.b == nil {
 		return 0, errValue
@@ -209,7 +210,7 @@ func (d *draft) copy(v Value) (uint32, error) {
 	case slotBig:
 		return d.link(v)
 	}
-	if v.slot == v.b.root {
+	if v.slot == v.b.root && len(v.b.data) >= minBlock/4 {
 		return d.link(v)
 	}
 	if slot, ok := d.copied[v]; ok {

@@ -73,7 +73,7 @@ func (p *Policy) Evaluated(observed bool) []Evaluated {
 func (p *Policy) plan(e *entry, body ast.Body) {
 	planned, err := plan.Of(p.compiler, body)
 	if err == nil {
-		e.program, err = plan.Compile(planned, p.store.root)
+		e.program, err = plan.Compile(planned, p.store.root.Value().(ast.Object))
 	}
 	if e.unplanned = err; err == nil {
 		p.size += e.program.Size()

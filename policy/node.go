@@ -1,37 +1,29 @@
 package policy
 
 import (
-	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/util"
+
+	"github.com/gatehouse-authz/gatehouse/document"
 )
 
 // node is a value that changes: what it was, and what is other now. The value
-// that it was stays as it is. The objects on the way to a change are copied, once
-// for all changes, when the new value is asked for.
+// that it was stays as it is. The objects on the way to a change are made anew, once
+// for all changes, when a document is made of the new value.
 type node struct {
-	base    ast.Value
+	base    document.Value
 	changed map[string]*node // of an object :: key → its value; nil: removed
 	elems   []*node          // of an array, all of them; only if opened
 	opened  bool
 }
 
-type nodeKind int
-
-const (
-	kindLeaf nodeKind = iota
-	kindObject
-	kindArray
-)
-
-func (n *node) kind() nodeKind {
-	switch n.base.(type) {
-	case ast.Object:
-		return kindObject
-	case *ast.Array:
-		return kindArray
+// emptyObject is an object without members.
+var emptyObject = func() document.Value {
+	doc, err := document.Of(map[string]any{})
+	if err != nil {
+		panic(err)
 	}
-	return kindLeaf
-}
+	return doc.Root()
+}()
 
 // open makes an object or array ready to be changed.
 func (n *node) open() {
@@ -39,15 +31,16 @@ func (n *node) open() {
 		return
 	}
 	n.opened = true
-	switch base := n.base.(type) {
-	case ast.Object:
+	switch n.base.Kind() {
+	case document.Object:
 		n.changed = make(map[string]*node)
-	case *ast.Array:
-		nodes := make([]node, base.Len())
-		n.elems = make([]*node, base.Len())
-		for i := range nodes {
-			nodes[i].base = base.Elem(i).Value
-			n.elems[i] = &nodes[i]
+	case document.Array:
+		nodes := make([]node, n.base.Len())
+		n.elems = make([]*node, 0, len(nodes))
+		for _, e := range n.base.All() {
+			c := &nodes[len(n.elems)]
+			c.base = e
+			n.elems = append(n.elems, c)
 		}
 	}
 }
@@ -64,19 +57,19 @@ func (n *node) find(path []string) *node {
 
 // child returns a member or element, which may then be changed, or nil.
 func (n *node) child(segment string) *node {
-	switch base := n.base.(type) {
-	case ast.Object:
+	switch n.base.Kind() {
+	case document.Object:
 		if c, ok := n.changed[segment]; ok {
 			return c
 		}
-		t := base.Get(ast.StringTerm(segment))
-		if t == nil {
+		v := n.base.Member(segment)
+		if !v.Defined() {
 			return nil
 		}
-		c := &node{base: t.Value}
+		c := &node{base: v}
 		n.set(segment, c)
 		return c
-	case *ast.Array:
+	case document.Array:
 		n.open()
 		if i, ok := util.Atoi(segment); ok && i >= 0 && i < len(n.elems) {
 			return n.elems[i]
@@ -89,7 +82,7 @@ func (n *node) child(segment string) *node {
 // removes the member.
 func (n *node) set(segment string, c *node) {
 	n.open()
-	if n.kind() == kindArray {
+	if n.base.Kind() == document.Array {
 		i, _ := util.Atoi(segment)
 		n.elems[i] = c
 		return
@@ -97,61 +90,25 @@ func (n *node) set(segment string, c *node) {
 	n.changed[segment] = c
 }
 
-// value returns the value that n is now.
-func (n *node) value() ast.Value {
-	if !n.opened {
+// value returns what n is now, as document.Of takes it.
+func (n *node) value() any {
+	switch {
+	case !n.opened:
 		return n.base
-	}
-	base, ok := n.base.(ast.Object)
-	if !ok {
-		terms := make([]*ast.Term, len(n.elems))
+	case n.base.Kind() == document.Array:
+		elems := make([]any, len(n.elems))
 		for i, c := range n.elems {
-			terms[i] = ast.NewTerm(c.value())
+			elems[i] = c.value()
 		}
-		return ast.NewArray(terms...)
+		return elems
 	}
-	obj := ast.NewObjectWithCapacity(base.Len() + len(n.changed))
-	n.members(func(k, v *ast.Term) { obj.Insert(k, v) }, func(key string, c *node) {
-		obj.Insert(ast.StringTerm(key), ast.NewTerm(c.value()))
-	})
-	return obj
-}
-
-// members calls same for the members of an object that are what they were, and
-// other for the others that there are.
-func (n *node) members(same func(k, v *ast.Term), other func(key string, c *node)) {
-	n.base.(ast.Object).Foreach(func(k, v *ast.Term) {
-		if s, ok := k.Value.(ast.String); ok {
-			if _, ok := n.changed[string(s)]; ok {
-				return
-			}
-		}
-		same(k, v)
-	})
+	members := make(map[string]any, len(n.changed))
 	for key, c := range n.changed {
-		if c != nil {
-			other(key, c)
+		if c == nil {
+			members[key] = document.Removed
+		} else {
+			members[key] = c.value()
 		}
 	}
-}
-
-// size estimates what the value takes, as sizeOf does.
-func (n *node) size() int64 {
-	if !n.opened {
-		return sizeOf(n.base)
-	}
-	size := int64(sizeTerm + sizeObject)
-	if n.kind() == kindArray {
-		size = sizeTerm + sizeArray
-		for _, c := range n.elems {
-			size += sizeElem + c.size()
-		}
-		return size
-	}
-	n.members(func(k, v *ast.Term) {
-		size += sizeMember + sizeOf(k.Value) + sizeOf(v.Value)
-	}, func(key string, c *node) {
-		size += sizeMember + sizeOf(ast.String(key)) + c.size()
-	})
-	return size
+	return document.Edit{Base: n.base, Members: members}
 }

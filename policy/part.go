@@ -6,6 +6,8 @@ import (
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/bundle"
+
+	"github.com/gatehouse-authz/gatehouse/document"
 )
 
 // Part is one bundle made ready to be compiled: parsed modules and data as one
@@ -15,10 +17,9 @@ type Part struct {
 	Roots    []string
 
 	modules  map[string]*ast.Module // :: path in the bundle → module
-	data     ast.Object
-	manifest ast.Object // as policies see it below data.system.bundles
-	source   int64      // bytes of its modules' text
-	size     int64
+	data     *document.Document
+	manifest *document.Document // as policies see it below data.system.bundles
+	source   int64              // bytes of its modules' text
 }
 
 // Prepare makes a Part of a bundle as OPA reads it. The bundle's parsed modules
@@ -41,13 +42,12 @@ func Prepare(b *bundle.Bundle) (part *Part, err error) {
 		part.modules[m.Path] = m.Parsed
 		part.source += int64(len(m.Raw))
 	}
-	if part.data, err = objectOf(b.Data); err != nil {
+	if part.data, err = document.Of(orEmpty(b.Data)); err != nil {
 		return nil, fmt.Errorf("data: %w", err)
 	}
 	if part.manifest, err = manifestOf(b.Manifest); err != nil {
 		return nil, err
 	}
-	part.size = sizeOf(part.data) + sizeParsed*part.source
 	return part, nil
 }
 
@@ -70,26 +70,22 @@ func rootsOf(m bundle.Manifest) []string {
 	return slices.Clone(*m.Roots)
 }
 
-func manifestOf(m bundle.Manifest) (ast.Object, error) {
+func manifestOf(m bundle.Manifest) (*document.Document, error) {
 	shown := map[string]any{"revision": m.Revision, "roots": rootsOf(m)}
 	if len(m.Metadata) > 0 {
 		shown["metadata"] = m.Metadata
 	}
-	obj, err := objectOf(shown)
+	doc, err := document.Of(shown)
 	if err != nil {
 		return nil, fmt.Errorf("manifest: %w", err)
 	}
-	return obj, nil
+	return doc, nil
 }
 
-func objectOf(m map[string]any) (ast.Object, error) {
-	v, err := ast.InterfaceToValue(m)
-	if err != nil {
-		return nil, err
+// orEmpty makes an object of a nil map too.
+func orEmpty(m map[string]any) map[string]any {
+	if m == nil {
+		return map[string]any{}
 	}
-	obj, ok := v.(ast.Object)
-	if !ok {
-		return ast.NewObject(), nil // of a nil map
-	}
-	return obj, nil
+	return m
 }

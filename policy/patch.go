@@ -7,10 +7,11 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/bundle"
 	"github.com/open-policy-agent/opa/v1/storage"
 	"github.com/open-policy-agent/opa/v1/util"
+
+	"github.com/gatehouse-authz/gatehouse/document"
 )
 
 // The bounds of a delta.
@@ -27,7 +28,7 @@ const (
 //
 // It returns an error, that names the operation, unless the delta has the roots
 // of p, each of its at most 10,000 operations is within them and names a place
-// that is there, and the new part is not larger than maxSize, in bytes as Size
+// that is there. Nor may the new part be larger than maxSize, in bytes as Size
 // estimates them. Not positive, maxSize is 1 GiB.
 func (p *Part) Patch(b *bundle.Bundle, maxSize int64) (part *Part, err error) {
 	defer func() {
@@ -52,16 +53,18 @@ func (p *Part) Patch(b *bundle.Bundle, maxSize int64) (part *Part, err error) {
 	if own.manifest, err = manifestOf(b.Manifest); err != nil {
 		return nil, err
 	}
-	d := draft{data: node{base: p.data}, size: p.size}
+	d := draft{data: node{base: p.data.Root()}}
 	for i, op := range b.Patch.Data {
 		if err := d.apply(op, p.Roots); err != nil {
 			return nil, fmt.Errorf("patching: operation %d, %s of %q: %w", i, shown(op.Op), shown(op.Path), err)
 		}
-		if d.size > maxSize {
-			return nil, fmt.Errorf("patching: operation %d makes the bundle larger than %d bytes in memory", i, maxSize)
-		}
 	}
-	own.data, own.size = d.data.value().(ast.Object), d.size
+	if own.data, err = document.Of(d.data.value()); err != nil {
+		return nil, fmt.Errorf("patching: %w", err)
+	}
+	if own.Size() > maxSize {
+		return nil, fmt.Errorf("patching: the bundle is then larger than %d bytes in memory", maxSize)
+	}
 	return &own, nil
 }
 
@@ -99,8 +102,7 @@ func patchPath(text string) (storage.Path, error) {
 // draft is data that changes.
 type draft struct {
 	data  node
-	size  int64 // estimate of the part that it is of
-	moves int   // elements moved so far
+	moves int // elements moved so far
 }
 
 var (
@@ -116,11 +118,13 @@ func (d *draft) apply(op bundle.PatchOperation, roots []string) error {
 	if !slices.ContainsFunc(roots, func(root string) bool { return within(path, segmentsOf(root)) }) {
 		return fmt.Errorf("not within roots %q", roots)
 	}
-	var v ast.Value
+	var v document.Value // none: it is removed
 	if op.Op != "remove" {
-		if v, err = ast.InterfaceToValue(op.Value); err != nil {
+		doc, err := document.Of(op.Value)
+		if err != nil {
 			return err
 		}
+		v = doc.Root()
 	}
 	last := path[len(path)-1]
 	switch op.Op {
@@ -154,10 +158,10 @@ func (d *draft) reach(path []string) (*node, error) {
 	for _, segment := range path {
 		next := n.child(segment)
 		if next == nil {
-			if n.kind() != kindObject {
+			if n.base.Kind() != document.Object {
 				return nil, errNoPlace
 			}
-			if err := d.put(n, segment, ast.NewObject()); err != nil {
+			if err := d.put(n, segment, emptyObject); err != nil {
 				return nil, err
 			}
 			next = n.child(segment)
@@ -168,19 +172,12 @@ func (d *draft) reach(path []string) (*node, error) {
 }
 
 // put sets a member of an object, or inserts an element into an array.
-func (d *draft) put(parent *node, segment string, v ast.Value) error {
-	switch parent.kind() {
-	case kindObject:
-		old := parent.child(segment)
-		if old == nil {
-			d.size += sizeMember + sizeOf(ast.String(segment))
-		} else {
-			d.size -= old.size()
-		}
-		d.size += sizeOf(v)
+func (d *draft) put(parent *node, segment string, v document.Value) error {
+	switch parent.base.Kind() {
+	case document.Object:
 		parent.set(segment, &node{base: v})
 		return nil
-	case kindArray:
+	case document.Array:
 		parent.open()
 		i := len(parent.elems)
 		if segment != "-" && segment != strconv.Itoa(i) {
@@ -192,31 +189,25 @@ func (d *draft) put(parent *node, segment string, v ast.Value) error {
 		if err := d.move(len(parent.elems) - i); err != nil {
 			return err
 		}
-		d.size += sizeElem + sizeOf(v)
 		parent.elems = slices.Insert(parent.elems, i, &node{base: v})
 		return nil
 	}
 	return errNoPlace
 }
 
-// replace replaces a value that is there by v, or removes it if v is nil.
-func (d *draft) replace(parent *node, segment string, v ast.Value) error {
-	old := parent.child(segment)
-	if old == nil {
+// replace replaces a value that is there by v, or removes it if v is none.
+func (d *draft) replace(parent *node, segment string, v document.Value) error {
+	if parent.child(segment) == nil {
 		return errNotThere
 	}
-	d.size -= old.size()
-	if v != nil {
-		d.size += sizeOf(v)
+	if v.Defined() {
 		parent.set(segment, &node{base: v})
 		return nil
 	}
-	if parent.kind() == kindObject {
-		d.size -= sizeMember + sizeOf(ast.String(segment))
+	if parent.base.Kind() == document.Object {
 		parent.set(segment, nil)
 		return nil
 	}
-	d.size -= sizeElem
 	i, _ := util.Atoi(segment)
 	if err := d.move(len(parent.elems) - i); err != nil {
 		return err

@@ -139,7 +139,7 @@ func TestPatch(t *testing.T) {
 		if patched.Revision != "2" || part.Revision != "1" {
 			t.Errorf("%s: got revisions %q and %q, want 2 and 1", c.ops, patched.Revision, part.Revision)
 		}
-		if got, want := patched.Size(), prepare(t, &bundle.Bundle{Data: want.(map[string]any)}).Size(); got != want {
+		if got, want := patched.Size(), prepare(t, snapshot(c.want)).Size(); got != want {
 			t.Errorf("%s: got size %d, want %d", c.ops, got, want)
 		}
 	}

@@ -146,7 +146,10 @@ func Compile(parts []Named, opts Options) (p *Policy, err error) {
 		evaluator = Evaluator(autoEvaluator)
 	}
 
-	store := newStore(parts)
+	store, err := newStore(parts)
+	if err != nil {
+		return nil, fmt.Errorf("data: %w", err)
+	}
 	size := int64(sizeFixed)
 	modules := make(map[string]*ast.Module)
 	revisions := make([]Revision, 0, len(parts))
@@ -232,7 +235,7 @@ func (p *Policy) prepare(path string, optional bool, evaluator Evaluator) error 
 
 // defines reports whether a rule or data can give ref, which is path, a value.
 func (p *Policy) defines(ref ast.Ref, path storage.Path) bool {
-	return p.store.find(path) != nil ||
+	return p.store.find(path).Defined() ||
 		len(p.compiler.GetRulesDynamicWithOpts(ref, ast.RulesOptions{IncludeHiddenModules: true})) > 0
 }
 

@@ -40,8 +40,9 @@ func sizeOf(v ast.Value) int64 {
 	return sizeTerm
 }
 
-// Size estimates what the part takes in memory, in bytes.
-func (p *Part) Size() int64 { return p.size }
+// Size estimates what the part takes in memory, in bytes. It grows with what its data
+// is asked for: see document.
+func (p *Part) Size() int64 { return p.data.Size() + p.manifest.Size() + sizeParsed*p.source }
 
 // Size estimates what the policy takes in memory beside its parts, in bytes.
 func (p *Policy) Size() int64 { return p.size }

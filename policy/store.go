@@ -7,18 +7,21 @@ import (
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/storage"
+
+	"github.com/gatehouse-authz/gatehouse/document"
 )
 
 // store is the data of a Policy under OPA's storage interface. It is never
 // written, so it needs no lock and its one transaction is itself.
 //
 // The documents of the bundles are shared, not copied: only the objects on the
-// way to a bundle's roots are the store's own.
+// way to a bundle's roots are the store's own. What is read becomes ast.Value then,
+// and the document remembers it.
 type store struct {
 	storage.PolicyNotSupported
 	storage.TriggersNotSupported
 
-	root ast.Object
+	root document.Value
 }
 
 var (
@@ -29,46 +32,41 @@ var (
 )
 
 // newStore joins the data of parts, whose roots do not overlap.
-func newStore(parts []Named) *store {
-	root := ast.NewObject()
-	system := ast.NewObject()
+func newStore(parts []Named) (*store, error) {
+	objects := make([]document.Value, 0, len(parts)+1)
+	bundles := make(map[string]any, len(parts))
 	for _, part := range parts {
-		root = merge(root, part.data)
-		system.Insert(ast.StringTerm(part.Name), ast.ObjectTerm(
-			ast.Item(ast.StringTerm("manifest"), ast.NewTerm(part.manifest))))
+		objects = append(objects, part.data.Root())
+		bundles[part.Name] = map[string]any{"manifest": part.manifest.Root()}
 	}
-	root = merge(root, ast.NewObject(ast.Item(ast.StringTerm("system"),
-		ast.ObjectTerm(ast.Item(ast.StringTerm("bundles"), ast.NewTerm(system))))))
-	return &store{root: root}
+	system, err := document.Of(map[string]any{"system": map[string]any{"bundles": bundles}})
+	if err != nil {
+		return nil, err
+	}
+	root, err := document.Join(append(objects, system.Root())...)
+	return &store{root: root}, err
 }
 
-// merge returns a and b in one object. Below a key that only one of them has,
-// the value itself is taken.
-func merge(a, b ast.Object) ast.Object {
-	switch {
-	case a.Len() == 0:
-		return b
-	case b.Len() == 0:
-		return a
-	}
-	merged := ast.NewObject()
-	a.Foreach(func(k, v *ast.Term) { merged.Insert(k, v) })
-	b.Foreach(func(k, v *ast.Term) {
-		if old := merged.Get(k); old != nil {
-			ao, aok := old.Value.(ast.Object)
-			bo, bok := v.Value.(ast.Object)
-			if aok && bok {
-				v = ast.NewTerm(merge(ao, bo))
-			}
+// find returns the value at path, or none.
+func (s *store) find(path []string) document.Value { return s.root.At(path...) }
+
+// read returns the value at path, or nil: what is there already, or is part of
+// such, as it is.
+func (s *store) read(path []string) ast.Value {
+	v := s.root
+	for i, segment := range path {
+		if t := v.Known(); t != nil {
+			return valueIn(t.Value, path[i:])
 		}
-		merged.Insert(k, v)
-	})
-	return merged
+		if v = v.At(segment); !v.Defined() {
+			return nil
+		}
+	}
+	return v.Value()
 }
 
-// find returns the value at path, or nil.
-func (s *store) find(path []string) ast.Value {
-	var v ast.Value = s.root
+// valueIn returns what v has at path, or nil.
+func valueIn(v ast.Value, path []string) ast.Value {
 	for _, segment := range path {
 		switch parent := v.(type) {
 		case ast.Object:
@@ -93,13 +91,12 @@ func (s *store) find(path []string) ast.Value {
 // conflicts reports whether data has a value where a rule of that path would
 // be, or one on the way to it that is not an object.
 func (s *store) conflicts(path []string) (bool, error) {
-	if s.find(path) != nil {
+	if s.find(path).Defined() {
 		return true, nil
 	}
 	for i := len(path) - 1; i > 0; i-- {
-		if v := s.find(path[:i]); v != nil {
-			_, isObject := v.(ast.Object)
-			return !isObject, nil
+		if v := s.find(path[:i]); v.Defined() {
+			return v.Kind() != document.Object, nil
 		}
 	}
 	return false, nil
@@ -114,7 +111,7 @@ func (s *store) NewTransaction(context.Context, ...storage.TransactionParams) (s
 
 // Read returns an ast.Value, which topdown takes as it is.
 func (s *store) Read(_ context.Context, _ storage.Transaction, path storage.Path) (any, error) {
-	if v := s.find(path); v != nil {
+	if v := s.read(path); v != nil {
 		return v, nil
 	}
 	return nil, errNotFound

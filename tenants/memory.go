@@ -8,10 +8,16 @@ import (
 // once. Pool.mu guards it.
 type memory struct {
 	bytes int64
-	uses  map[any]int // :: *policy.Policy or *policy.Part → revisions that hold it
+	uses  map[any]*use // :: *policy.Policy or *policy.Part → its use
 }
 
-func newMemory() *memory { return &memory{uses: map[any]int{}} }
+// use is what revisions hold.
+type use struct {
+	revisions int
+	bytes     int64 // that it took when it was last looked at
+}
+
+func newMemory() *memory { return &memory{uses: map[any]*use{}} }
 
 // sized is what a revision holds: a policy or a part.
 type sized interface{ Size() int64 }
@@ -37,8 +43,24 @@ func (rev *revision) forget() {
 // hold counts a revision that came into use.
 func (m *memory) hold(rev *revision) {
 	rev.held(func(s sized) {
-		if m.uses[s]++; m.uses[s] == 1 {
-			m.bytes += s.Size()
+		u := m.uses[s]
+		if u == nil {
+			u = &use{bytes: s.Size()}
+			m.uses[s] = u
+			m.bytes += u.bytes
+		}
+		u.revisions++
+	})
+}
+
+// measure looks again at what a revision takes, which grows with what is asked of
+// its data.
+func (m *memory) measure(rev *revision) {
+	rev.held(func(s sized) {
+		if u := m.uses[s]; u != nil {
+			was := u.bytes
+			u.bytes = s.Size()
+			m.bytes += u.bytes - was
 		}
 	})
 }
@@ -46,8 +68,9 @@ func (m *memory) hold(rev *revision) {
 // release ends the count of a revision that is out of use.
 func (m *memory) release(rev *revision) {
 	rev.held(func(s sized) {
-		if m.uses[s]--; m.uses[s] == 0 {
-			m.bytes -= s.Size()
+		u := m.uses[s]
+		if u.revisions--; u.revisions == 0 {
+			m.bytes -= u.bytes
 			delete(m.uses, s)
 		}
 	})
@@ -58,7 +81,7 @@ func (m *memory) release(rev *revision) {
 func (m *memory) size(rev *revision) (all, own int64) {
 	rev.held(func(s sized) {
 		all += s.Size()
-		if m.uses[s] == 1 {
+		if u := m.uses[s]; u != nil && u.revisions == 1 {
 			own += s.Size()
 		}
 	})

@@ -683,11 +683,16 @@ func (p *Pool) end(users []*instance) {
 	}
 }
 
-// confirm notes how old what its users decide by is, after a check of a feed.
+// confirm notes how old what its users decide by is, after a check of a feed, and
+// what it takes by now.
 func (p *Pool) confirm(users []*instance) {
 	for _, in := range users {
 		p.mu.Lock()
 		feeds := in.feeds
+		if in.state != Gone {
+			p.memory.measure(in.current.Load())
+			p.shrink(in)
+		}
 		p.mu.Unlock()
 		if len(feeds) > 0 {
 			in.confirmed.Store(oldestOf(feeds).UnixNano())
