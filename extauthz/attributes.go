@@ -34,11 +34,13 @@ func (t *termMaker) attributes(a *asked, headers pairs, decisionID string) *ast.
 		items = append(items, item{keyRouteMetadataContext, t.metadata(a.routeMetadata.message, "")})
 	}
 	if a.tls.there {
-		var tls []item
-		tls = t.appendString(tls, keySNI, a.tls.sni)
-		items = append(items, item{keyTLSSession, t.object(tls)})
+		items = append(items, item{keyTLSSession, t.tlsSession(a)})
 	}
 	return t.object(items)
+}
+
+func (t *termMaker) tlsSession(a *asked) *ast.Term {
+	return t.object(t.appendString(nil, keySNI, a.tls.sni))
 }
 
 func (t *termMaker) party(p *party) *ast.Term {

@@ -24,7 +24,6 @@ type bodyReader struct {
 	terms   *termMaker
 	http    *exchange
 	headers pairs
-	path    []string
 	cancel  *policy.Cancel
 
 	descriptorFile string       // of the tenant; empty: gRPC bodies are not read
@@ -224,10 +223,12 @@ func (r *bodyReader) grpc() (body *ast.Term, truncated bool, err error) {
 	if r.descriptors == nil {
 		return nil, false, fmt.Errorf("descriptor set %q is not loaded", r.descriptorFile)
 	}
-	if len(r.path) != 2 {
-		return nil, false, fmt.Errorf("%w: body: path of a gRPC call has %d segments", tenants.ErrInvalid, len(r.path))
+	path, _, _ := strings.Cut(r.http.path, "?")
+	segments, err := split(path)
+	if err != nil || len(segments) != 2 {
+		return nil, false, fmt.Errorf("%w: body: path of a gRPC call has %d segments", tenants.ErrInvalid, len(segments))
 	}
-	text, err := r.descriptors.messageJSON(r.path[0], r.path[1], []byte(r.http.rawBody))
+	text, err := r.descriptors.messageJSON(segments[0], segments[1], []byte(r.http.rawBody))
 	if errors.Is(err, errTruncated) {
 		return nil, true, nil
 	}

@@ -104,28 +104,27 @@ type namespaces struct {
 	message *corev3.Metadata
 }
 
-// wasted is how many bytes of a message may be kept for nothing: those of what is
-// not known, or was said again.
-const wasted = 4 << 10
+// small bounds the messages of which an input has parts, in bytes. Whoever keeps one
+// string of such a message, like a cache of tokens, keeps all of it. Of a larger
+// one each string is a copy.
+const small = 16 << 10
 
-// decode reads a CheckRequest from its text, of which it keeps parts. Its error
+// decode reads a CheckRequest from its text, of which it may keep parts. Its error
 // wraps tenants.ErrInvalid: protobuf refuses the message.
 //
 // What Envoy sends is read here. Any other message is read by protobuf, which
 // writes it again as everybody would: what comes twice, merged or overwritten as
 // it is defined, comes once then, and what is not known is gone.
 func (a *asked) decode(text string) error {
-	d := decoder{}
-	d.checkRequest(a, text)
-	waste := len(text) - d.kept
-	if !d.odd && (waste <= wasted || waste <= d.kept) {
+	d := decoder{own: len(text) > small}
+	if d.checkRequest(a, text); !d.odd {
 		return nil
 	}
 	usual, err := again(text)
 	if err != nil {
 		return fmt.Errorf("%w: %w", tenants.ErrInvalid, err)
 	}
-	*a, d = asked{}, decoder{}
+	*a, d = asked{}, decoder{own: len(usual) > small}
 	if d.checkRequest(a, usual); d.odd {
 		return fmt.Errorf("%w: message cannot be read", tenants.ErrInvalid)
 	}
@@ -336,10 +335,5 @@ func (d *decoder) message(text string, m proto.Message, depth int) {
 	options := proto.UnmarshalOptions{DiscardUnknown: true, RecursionLimit: protowire.DefaultRecursionLimit - depth}
 	if err := options.Unmarshal([]byte(text), m); err != nil {
 		d.odd = true
-	}
-	if len(text) <= wasted {
-		d.kept += len(text)
-	} else {
-		d.kept += proto.Size(m)
 	}
 }

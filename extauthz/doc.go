@@ -5,8 +5,8 @@
 // when the tenant's policy asks for it, and renders the decision as a
 // CheckResponse: tenantOf, inputOf, Pool.Decide, responseOf.
 //
-// A message is read from its bytes: the one copy of them that is made is what all
-// strings of the input are parts of. What Envoy does not send, such as a field
+// A message is read from its bytes: of a small one a copy is made, of which all
+// strings of the input are parts. What Envoy does not send, such as a field
 // twice, protobuf reads first (decode.go), so that each message means, and is
 // refused as, what protobuf defines.
 //

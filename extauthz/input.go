@@ -2,9 +2,6 @@ package extauthz
 
 import (
 	"fmt"
-	"net/url"
-	"slices"
-	"strings"
 	"unicode/utf8"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -18,43 +15,37 @@ var version = ast.ObjectTerm(
 	item{intern("encoding"), intern("protojson")},
 )
 
-// inputOf returns the input document of a request. Its error wraps ErrInvalid or
-// ErrTooLarge where the request is at fault.
+// inputOf returns what of the input document of a request is needed. Its error
+// wraps ErrInvalid or ErrTooLarge where the request is at fault: it is the same
+// whatever is needed.
 func inputOf(a *asked, decisionID string, needs tenants.Needs, descriptors map[string]*Descriptors) (ast.Value, error) {
 	http := &a.http
 	if n := http.bodySize(); int64(n) > needs.BodyBytes {
 		return nil, fmt.Errorf("%w: body has %d bytes, limit %d", tenants.ErrTooLarge, n, needs.BodyBytes)
 	}
-	path, query, err := splitPath(http.path)
+	reads := needs.Reads()
+	var t termMaker
+	path, query, err := t.path(http.path, reads.Of("parsed_path") != nil)
 	if err != nil {
 		return nil, fmt.Errorf("%w: path: %w", tenants.ErrInvalid, err)
 	}
-	parameters, err := url.ParseQuery(query)
+	parameters, err := t.query(query, reads.Of("parsed_query"))
 	if err != nil {
 		return nil, fmt.Errorf("%w: query: %w", tenants.ErrInvalid, err)
 	}
 	headers := headersOf(http)
 
-	var t termMaker
-	var buf [7]item
-	items := append(buf[:0],
-		item{keyVersion, version},
-		item{keyParsedPath, t.strings(path)},
-		item{keyParsedQuery, t.lists(parameters)},
-	)
-	if a.there || decisionID != "" {
-		items = append(items, item{keyAttributes, t.attributes(a, headers, decisionID)})
-	}
-	r := bodyReader{terms: &t, http: http, headers: headers, path: path, cancel: needs.Cancel}
+	r := bodyReader{terms: &t, http: http, headers: headers, cancel: needs.Cancel}
 	if needs.WholeBody && r.missing() {
 		return nil, fmt.Errorf("%w: a part of it is missing", tenants.ErrPartialBody)
 	}
+	var body *ast.Term
+	var truncated bool
 	if !needs.SkipBody {
 		if needs.ProtoDescriptor != "" {
 			r.descriptorFile, r.descriptors = needs.ProtoDescriptor, descriptors[needs.ProtoDescriptor]
 		}
-		body, truncated, err := r.read()
-		if err != nil {
+		if body, truncated, err = r.read(); err != nil {
 			return nil, err
 		}
 		if needs.WholeBody && (truncated || body == nil && r.size() > 0) {
@@ -63,38 +54,32 @@ func inputOf(a *asked, decisionID string, needs tenants.Needs, descriptors map[s
 		if body == nil {
 			body = ast.InternedNullTerm
 		}
-		items = append(items, item{keyParsedBody, body}, item{keyTruncatedBody, ast.InternedTerm(truncated)})
 	}
-	items = t.appendString(items, keySourcePrincipal, a.source.principal)
-	return ast.NewObject(items...), nil
-}
 
-// splitPath returns the segments of the decoded path, and the query as it is.
-// The path is decoded before it is split, so that "%2F" separates too. It is
-// never read as a URL, in which "//x" would be a host.
-func splitPath(path string) (segments []string, query string, err error) {
-	path, query, _ = strings.Cut(path, "?")
-	if path, err = url.PathUnescape(path); err != nil {
-		return nil, "", err
-	}
-	if strings.IndexByte(path, 0) >= 0 {
-		return nil, "", fmt.Errorf("NUL in the path")
-	}
-	segments = strings.Split(strings.TrimLeft(path, "/"), "/")
-	if slices.Contains(segments, "..") {
-		return nil, "", fmt.Errorf(`".." in the path`)
-	}
-	return segments, query, nil
-}
-
-// lists returns an object of arrays of strings.
-func (t *termMaker) lists(m map[string][]string) *ast.Term {
-	var buf [16]item
+	var buf [7]item
 	items := buf[:0]
-	for k, list := range m {
-		items = append(items, item{t.string(k), t.strings(list)})
+	if reads.Of("version") != nil {
+		items = append(items, item{keyVersion, version})
 	}
-	return t.object(items)
+	if path != nil {
+		items = append(items, item{keyParsedPath, path})
+	}
+	if parameters != nil {
+		items = append(items, item{keyParsedQuery, parameters})
+	}
+	if s := reads.Of("attributes"); s != nil && (a.there || decisionID != "") {
+		items = append(items, item{keyAttributes, t.attributesSlice(s, a, headers, decisionID)})
+	}
+	if body != nil && reads.Of("parsed_body") != nil {
+		items = append(items, item{keyParsedBody, body})
+	}
+	if body != nil && reads.Of("truncated_body") != nil {
+		items = append(items, item{keyTruncatedBody, ast.InternedTerm(truncated)})
+	}
+	if reads.Of("source_principal") != nil {
+		items = t.appendString(items, keySourcePrincipal, a.source.principal)
+	}
+	return t.object(items).Value, nil
 }
 
 // headersOf returns the headers of a request. Where there are none they are made

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -235,10 +234,6 @@ func (s *Server) check(ctx context.Context, text string) (*authv3.CheckResponse,
 		Input:      c,
 		BodyBytes:  int64(c.http.bodySize()),
 		Trace:      traceOf(ctx, &c.asked, s.propagators),
-	}
-	if len(text) > wasted { // what names a check is kept where all else is not
-		c.question[0].Entry = strings.Clone(c.question[0].Entry)
-		c.question[0].Trace = cloned(c.question[0].Trace)
 	}
 	decisionID := c.question[0].DecisionID
 

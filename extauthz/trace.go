@@ -39,9 +39,3 @@ func traceOf(ctx context.Context, a *asked, propagators tenants.Propagators) ten
 		return value
 	})
 }
-
-// cloned returns a trace that shares nothing with the message that names it.
-func cloned(t tenants.Trace) tenants.Trace {
-	t.TraceID, t.SpanID, t.State = strings.Clone(t.TraceID), strings.Clone(t.SpanID), strings.Clone(t.State)
-	return t
-}

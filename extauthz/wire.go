@@ -1,6 +1,9 @@
 package extauthz
 
-import "unicode/utf8"
+import (
+	"strings"
+	"unicode/utf8"
+)
 
 // The tag of a field of a message in protobuf's encoding: its number and how it is
 // encoded (https://protobuf.dev/programming-guides/encoding/).
@@ -142,8 +145,8 @@ func (p pairs) value(key string) string {
 
 // decoder reads the one message of a call.
 type decoder struct {
-	odd  bool
-	kept int // bytes of the strings that were taken
+	odd bool
+	own bool // strings are copies
 }
 
 // done ends the reading of a message.
@@ -154,13 +157,14 @@ func (d *decoder) string(f *fields) string {
 	if !utf8.ValidString(f.text) {
 		d.odd = true
 	}
-	d.kept += len(f.text)
-	return f.text
+	return d.bytes(f)
 }
 
 // bytes takes it as bytes.
 func (d *decoder) bytes(f *fields) string {
-	d.kept += len(f.text)
+	if d.own {
+		return strings.Clone(f.text)
+	}
 	return f.text
 }
 

@@ -100,6 +100,7 @@ type Options struct {
 type entry struct {
 	query topdown.Query // copied for each evaluation
 	reads reads
+	slice *Slice // of the input
 
 	program   *plan.Program // nil: topdown runs the query
 	unplanned error         // why there is none where one was wanted
@@ -225,7 +226,8 @@ func (p *Policy) prepare(path string, optional bool, evaluator Evaluator) error 
 		WithTransaction(p.store).
 		WithMetrics(metrics.NoOp()).
 		WithRequestMetadata(noMetadata)
-	e := &entry{query: *query, reads: readsOf(p.compiler, ref)}
+	e := &entry{query: *query}
+	e.reads, e.slice = readsOf(p.compiler, ref)
 	p.entries[path] = e
 	if evaluator == Plan {
 		p.plan(e, asked())

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"iter"
 	"slices"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -84,31 +85,44 @@ func (p *Policy) Varies(entry string) bool {
 
 // readsOf looks for what is read in all rules that the value of ref can depend
 // on.
-func readsOf(c *ast.Compiler, ref ast.Ref) (r reads) {
-	seen := map[util.T]bool{}
-	var queue []util.T
-	add := func(node util.T) {
-		if !seen[node] {
-			seen[node] = true
-			queue = append(queue, node)
+func readsOf(c *ast.Compiler, ref ast.Ref) (r reads, of *Slice) {
+	var input sliceTree
+	for rule := range reachable(c, ref) {
+		if r != (reads{true, true, true}) {
+			r.rule(rule)
+		}
+		if !input.whole {
+			input.rule(rule)
 		}
 	}
-	for _, rule := range c.GetRulesDynamicWithOpts(ref, ast.RulesOptions{}) {
-		add(rule)
-	}
-	for len(queue) > 0 {
-		node := queue[len(queue)-1]
-		queue = queue[:len(queue)-1]
-		if rule, ok := node.(*ast.Rule); ok {
-			if r.rule(rule); r == (reads{true, true, true}) {
-				return r
+	return r, input.slice()
+}
+
+// reachable yields all rules that the value of ref can depend on.
+func reachable(c *ast.Compiler, ref ast.Ref) iter.Seq[*ast.Rule] {
+	return func(yield func(*ast.Rule) bool) {
+		seen := map[util.T]bool{}
+		var queue []util.T
+		add := func(node util.T) {
+			if !seen[node] {
+				seen[node] = true
+				queue = append(queue, node)
 			}
 		}
-		for dependency := range c.Graph.Dependencies(node) {
-			add(dependency)
+		for _, rule := range c.GetRulesDynamicWithOpts(ref, ast.RulesOptions{}) {
+			add(rule)
+		}
+		for len(queue) > 0 {
+			node := queue[len(queue)-1]
+			queue = queue[:len(queue)-1]
+			if rule, ok := node.(*ast.Rule); ok && !yield(rule) {
+				return
+			}
+			for dependency := range c.Graph.Dependencies(node) {
+				add(dependency)
+			}
 		}
 	}
-	return r
 }
 
 // rule adds what a rule reads.

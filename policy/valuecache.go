@@ -2,6 +2,7 @@ package policy
 
 import (
 	"context"
+	"strings"
 	"sync"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -121,6 +122,7 @@ func (c *valueCache) Insert(k ast.Value, v any) (dropped int) {
 		c.items = util.NewHasherMap[ast.Value, kept](ast.ValueEqual)
 	}
 	c.remove(k)
+	k = ownKey(k)
 	for c.items.Len() > 0 && (c.items.Len() >= c.most || c.bytes+size > maxValueBytes) {
 		var any ast.Value
 		c.items.Iter(func(k ast.Value, _ kept) bool {
@@ -133,6 +135,21 @@ func (c *valueCache) Insert(k ast.Value, v any) (dropped int) {
 	c.items.Put(k, kept{v, size})
 	c.bytes += size
 	return dropped
+}
+
+// ownKey returns a key whose strings are no parts of others, such as of an input.
+func ownKey(k ast.Value) ast.Value {
+	switch k := k.(type) {
+	case ast.String:
+		return ast.String(strings.Clone(string(k)))
+	case *ast.Array:
+		terms := make([]*ast.Term, k.Len())
+		for i := range terms {
+			terms[i] = ast.NewTerm(ownKey(k.Elem(i).Value))
+		}
+		return ast.NewArray(terms...)
+	}
+	return k
 }
 
 func (c *valueCache) Delete(k ast.Value) {

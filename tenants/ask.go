@@ -236,12 +236,10 @@ func (c *call) begin(i int, q *Question) bool {
 // put puts a question into a job that has none.
 func (c *call) put(j *job, i int, q *Question, entry string, begun, deadline time.Time, span trace.Span) {
 	j.index, j.question, j.entry, j.deadline = i, q, entry, deadline
-	j.needs = c.in.needs
-	if c.in.settings.WholeBody {
-		guard := c.pool.guard
-		j.needs.WholeBody = c.rev.policy.ReadsBody(entry) ||
-			guard != nil && guard.current.Load().policy.ReadsBody(guard.settings.Entry)
+	if j.guard != nil {
+		j.guarding = j.guard.current.Load()
 	}
+	j.needs = c.needs(entry, j.guarding)
 	j.needs.Cancel = &j.cancel
 	j.observes, j.observed.WantBuiltins = q.Timed || c.in.observes(), c.in.settings.NDBuiltinCache
 	if span != nil {
@@ -269,7 +267,7 @@ func (c *call) finish(j *job) {
 func (c *call) resultOf(j *job) result {
 	c.pool.verifier.offer(j, c.in, c.rev)
 	r := result{
-		input: j.input, decision: j.decision, err: j.err, cleared: j.cleared.Load(), observed: j.observed, span: j.span,
+		input: j.input, needs: j.needs, decision: j.decision, err: j.err, cleared: j.cleared.Load(), observed: j.observed, span: j.span,
 	}
 	if r.span != nil {
 		r.waited = max(0, j.begun.Sub(j.asked)) // it need not have waited, where its worker had another before
@@ -298,7 +296,7 @@ func (c *call) giveUp(late bool, why string) int {
 	for _, j := range left {
 		i, q, r := j.index, j.question, result{cleared: j.cleared.Load(), span: j.span}
 		if j.made.Load() {
-			r.input = j.input
+			r.input, r.needs = j.input, j.needs
 		}
 		switch c.pool.sched.leave(j, late) {
 		case jobDone: // it was done in this very moment: its result counts
@@ -331,6 +329,7 @@ func (c *call) take(j *job) *job {
 // allowed, or there is none: only then may the tenant soften what follows.
 type result struct {
 	input    ast.Value
+	needs    Needs // of input
 	decision policy.Decision
 	err      error
 	cleared  bool

@@ -31,10 +31,11 @@ const (
 // instance is one tenant's virtual OPA.
 type instance struct {
 	id       ID
-	base     *Settings // what the operator says
-	settings *Settings // with what was discovered; as base until current is set
-	limits   Limits    // the settings', with defaults
-	needs    Needs
+	base     *Settings   // what the operator says
+	settings *Settings   // with what was discovered; as base until current is set
+	limits   Limits      // the settings', with defaults
+	needs    Needs       // without what a policy reads
+	joined   joins       // what the policies that were asked last read
 	env      *policy.Env // set before ready is closed, unless it is refused
 
 	log atomic.Pointer[decisionlog.Log] // nil: it has none
@@ -118,7 +119,6 @@ func newInstance(id ID, s *Settings, cpus int) *instance {
 		settings: s,
 		limits:   limits,
 		needs: Needs{
-			All:             true,
 			SkipBody:        s.SkipBody,
 			ProtoDescriptor: s.ProtoDescriptor,
 			BodyBytes:       limits.BodyBytes,

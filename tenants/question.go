@@ -60,7 +60,8 @@ type Question struct {
 
 	// Input makes the input document. It runs on one of the pool's workers,
 	// within the deadline, and may still run after Decide has returned: it
-	// must not use what its maker reuses.
+	// must not use what its maker reuses. It may be asked again for the whole
+	// document, at any time, also while it is making one.
 	Input Input
 }
 
@@ -78,31 +79,6 @@ type Input interface {
 	// Input returns the input, or an error that wraps ErrInvalid or
 	// ErrTooLarge when the request cannot be made into one.
 	Input(needs Needs) (ast.Value, error)
-}
-
-// Needs says what an input must hold, and how it is to be read: the parts that
-// the policy of this moment can read, and the tenant's own settings.
-type Needs struct {
-	// All asks for the whole document.
-	All bool
-
-	// SkipBody leaves the request body unparsed (skip-request-body-parse).
-	SkipBody bool
-
-	// ProtoDescriptor is the file of the protobuf descriptor set by which
-	// gRPC bodies are read (proto-descriptor). Empty: they are not.
-	ProtoDescriptor string
-
-	// BodyBytes bounds the body of a request. A larger one is ErrTooLarge.
-	BodyBytes int64
-
-	// Cancel is set when nobody waits for the input any more. What takes long
-	// looks at it, and returns policy.ErrCanceled. Nil: it never is.
-	Cancel *policy.Cancel
-
-	// WholeBody refuses a request, with ErrPartialBody, of whose body a part
-	// is missing, or whose body is not one that can be parsed.
-	WholeBody bool
 }
 
 // Answer is the answer to one question.

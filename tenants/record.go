@@ -24,12 +24,16 @@ func (c *call) record(q *Question, a *Answer, r *result, took time.Duration) err
 	if log == nil && !remembers {
 		return nil
 	}
+	input, err := wholeInput(q.Input, r.input, r.needs)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrNotLogged, err)
+	}
 	e := decisionlog.Event{
 		DecisionID: q.DecisionID, BatchDecisionID: q.BatchDecisionID, Batch: q.Batch,
 		TraceID: q.TraceID, SpanID: q.SpanID, RequestedBy: q.RequestedBy, RequestID: q.RequestID,
 		Timestamp:     time.Now(),
 		Path:          q.Entry,
-		Input:         r.input,
+		Input:         input,
 		Error:         a.Err,
 		ServerHandler: took,
 		QueryEval:     r.observed.Duration,
@@ -53,7 +57,6 @@ func (c *call) record(q *Question, a *Answer, r *result, took time.Duration) err
 	e.Custom = c.customOf(a)
 	e.Outcome = outcomeNames[outcomeOf(a)]
 	e.Size = decisionlog.SizeOf(e.Input, e.Result, e.NDBuiltinCache)
-	var err error
 	if log != nil {
 		logged := e // the log's own
 		if err = log.Record(c.deadline(c.start), &logged); err != nil {

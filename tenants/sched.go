@@ -95,6 +95,7 @@ type job struct {
 	tenant   ID
 	slots    *slots
 	guard    *instance // asked first; nil: none
+	guarding *revision // of guard
 	policy   *policy.Policy
 	env      *policy.Env
 	entry    string
@@ -431,8 +432,7 @@ func (s *scheduler) evaluate(j *job) {
 		ctx = trace.ContextWithSpan(ctx, j.span)
 	}
 	if g := j.guard; g != nil {
-		rev := g.current.Load()
-		j.decision, j.err = rev.policy.Decide(ctx, g.settings.Entry, j.input, g.env, &j.cancel)
+		j.decision, j.err = j.guarding.policy.Decide(ctx, g.settings.Entry, j.input, g.env, &j.cancel)
 		if j.err != nil {
 			j.err = fmt.Errorf("%w: %w", ErrGuard, j.err)
 		}

@@ -34,6 +34,8 @@ type verification struct {
 	entry      string
 	input      ast.Value
 	decisionID string
+	needs      Needs // of input
+	whole      Input
 }
 
 func newVerifier(p *Pool, reg prometheus.Registerer) *verifier {
@@ -62,7 +64,7 @@ func (v *verifier) offer(j *job, in *instance, rev *revision) {
 		return
 	}
 	select {
-	case v.waiting <- verification{in, rev.rules, j.policy, j.entry, j.input, j.question.DecisionID}:
+	case v.waiting <- verification{in, rev.rules, j.policy, j.entry, j.input, j.question.DecisionID, j.needs, j.question.Input}:
 	default:
 		v.counts.WithLabelValues("dropped").Inc()
 	}
@@ -121,19 +123,24 @@ func (v *verifier) tell(next verification, d *policy.Difference) {
 	if d.Err != nil {
 		answers[1] = "an error"
 	}
+	input, err := wholeInput(next.whole, d.Input, next.needs) // rules about what is logged see all of it
+	if err != nil {
+		v.pool.log.Error(evaluatorsDiffer, append(attrs, "withheld", err)...)
+		return
+	}
 	var memories []*decisionlog.Memory
 	var of []int // :: memory → its answer
 	for i, value := range []ast.Value{d.Plan, d.Topdown} {
 		if value != nil {
 			m := &decisionlog.Memory{Tenant: string(next.in.id), Labels: next.in.settings.Labels, Rules: next.rules}
-			m.DecisionID, m.Path, m.Timestamp, m.Input, m.Result = next.decisionID, next.entry, time.Now(), d.Input, value
+			m.DecisionID, m.Path, m.Timestamp, m.Input, m.Result = next.decisionID, next.entry, time.Now(), input, value
 			memories, of = append(memories, m), append(of, i)
 		}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*maxFilterTime)
 	defer cancel()
 	shown := 0
-	err := logs.Show(ctx, memories, nil, next.in.filterTime(), func(s decisionlog.Shown, err error) bool {
+	err = logs.Show(ctx, memories, nil, next.in.filterTime(), func(s decisionlog.Shown, err error) bool {
 		answers[of[shown]] = resultText(s.JSON, err)
 		shown++
 		return true
