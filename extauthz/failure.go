@@ -43,17 +43,21 @@ var failures = []struct {
 	{policy.ErrEntry, typev3.StatusCode_InternalServerError, codes.Unknown},
 }
 
+// statusOf returns how what went wrong is answered.
+func statusOf(err error) (typev3.StatusCode, codes.Code) {
+	for _, f := range failures {
+		if errors.Is(err, f.err) {
+			return f.status, f.code
+		}
+	}
+	return typev3.StatusCode_InternalServerError, codes.Unknown
+}
+
 // failureOf renders what went wrong. A response says no more than its HTTP
 // status and the decision ID: what was wrong is for the log. An error is a gRPC
 // status, as opa-envoy-plugin gives it.
 func failureOf(err error, onError tenants.OnError, decisionID string) (*authv3.CheckResponse, error) {
-	httpStatus, code := typev3.StatusCode_InternalServerError, codes.Unknown
-	for _, f := range failures {
-		if errors.Is(err, f.err) {
-			httpStatus, code = f.status, f.code
-			break
-		}
-	}
+	httpStatus, code := statusOf(err)
 	metadata, _ := metadataOf(nil, decisionID)
 	switch onError {
 	case tenants.OnErrorUpstream:

@@ -138,7 +138,7 @@ func metadataOf(object ast.Object, decisionID string) (*structpb.Struct, error) 
 			return nil, fmt.Errorf("%w: dynamic metadata: %w", policy.ErrResult, err)
 		}
 	}
-	s.Fields["decision_id"] = structpb.NewStringValue(decisionID)
+	s.Fields[keyOfID] = structpb.NewStringValue(decisionID)
 	return s, nil
 }
 

@@ -5,12 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"strings"
 	"testing"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 
 	"github.com/gatehouse-authz/gatehouse/policy"
 	"github.com/gatehouse-authz/gatehouse/tenants"
@@ -174,6 +178,69 @@ func FuzzResponse(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestReply: what a reply sends is what responseOf gives.
+func TestReply(t *testing.T) {
+	plain := 0
+	for _, err := range append([]error{nil, errors.New("other")}, faults()...) {
+		for n := range 64 {
+			flag := func(bit int) bool { return n>>bit&1 == 1 }
+			a := tenants.Answer{Err: err, DryRun: flag(0), OnError: tenants.OnError(n % 3)}
+			if err == nil {
+				a.Decision = policy.Decision{Allowed: flag(1), Object: flag(2)}
+				if flag(3) {
+					a.Decision.Metadata = ast.NewObject(ast.Item(ast.StringTerm("k"), ast.StringTerm("v")))
+				}
+			}
+			if flag(4) {
+				a.Naming = &tenants.Naming{Header: "x-decision", Client: flag(5), Upstream: true}
+			}
+			const id = "6ba7b810-9dad-41d1-80b4-00c04fd430c8"
+			want, wantErr := responseOf(&a, id)
+			if a.Naming.On() {
+				name(want, a.Naming, id)
+			}
+			r, err := replyOf(&a, id)
+			if (err == nil) != (wantErr == nil) || err != nil && err.Error() != wantErr.Error() {
+				t.Fatalf("%+v: got %v, want %v", a, err, wantErr)
+			}
+			if err != nil {
+				continue
+			}
+			for _, c := range []encoding.CodecV2{Codec(), encoding.GetCodecV2("proto")} {
+				sent, err := c.Marshal(&r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got := new(authv3.CheckResponse)
+				if err := c.Unmarshal(sent, got); err != nil || !proto.Equal(got, want) {
+					t.Fatalf("%+v: got %v, %v, want %v", a, got, err, want)
+				}
+			}
+			if r.plain != nil {
+				plain++
+			}
+		}
+	}
+	if plain < 100 {
+		t.Errorf("%d replies were plain", plain)
+	}
+	if r, err := replyOf(&tenants.Answer{}, strings.Repeat("x", 500)); err != nil || r.plain != nil {
+		t.Errorf("a long ID: got %v, %v", r, err)
+	}
+	// Anything else is sent as by protobuf.
+	sent, err := Codec().Marshal(benchmarkRequest())
+	if err != nil || sent.Len() != proto.Size(benchmarkRequest()) {
+		t.Errorf("got %d bytes, %v", sent.Len(), err)
+	}
+}
+
+func faults() (all []error) {
+	for _, f := range failures {
+		all = append(all, f.err, fmt.Errorf("wrapped: %w", f.err))
+	}
+	return all
 }
 
 func decidedOK(d *policy.Decision) bool {

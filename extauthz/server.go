@@ -178,15 +178,15 @@ func serve(server any, stream grpc.ServerStream) (err error) {
 			err = status.Error(codes.Internal, "internal error")
 		}
 	}()
-	resp, err := s.receiveAndCheck(stream)
+	r, err := s.receiveAndCheck(stream)
 	if err != nil {
 		return err
 	}
-	return stream.SendMsg(resp)
+	return stream.SendMsg(&r)
 }
 
-func (s *Server) receiveAndCheck(stream grpc.ServerStream) (resp *authv3.CheckResponse, err error) {
-	defer s.recoverTo(&resp, &err)
+func (s *Server) receiveAndCheck(stream grpc.ServerStream) (r reply, err error) {
+	defer s.recoverTo(&r, &err)
 	text, size, err := receive(stream, s.maxMessage, &s.memory)
 	defer s.memory.release(size)
 	if err != nil {
@@ -197,8 +197,16 @@ func (s *Server) receiveAndCheck(stream grpc.ServerStream) (resp *authv3.CheckRe
 
 // Check answers one check. An error is a gRPC status; there is one only for a
 // fault of a tenant that wants its callers to see it.
-func (s *Server) Check(ctx context.Context, req *authv3.CheckRequest) (resp *authv3.CheckResponse, err error) {
-	defer s.recoverTo(&resp, &err)
+func (s *Server) Check(ctx context.Context, req *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+	r, err := s.checkMessage(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	return r.response(), nil
+}
+
+func (s *Server) checkMessage(ctx context.Context, req *authv3.CheckRequest) (r reply, err error) {
+	defer s.recoverTo(&r, &err)
 	text, err := proto.Marshal(req)
 	if err != nil {
 		return s.refuse(fmt.Errorf("%w: %w", tenants.ErrInvalid, err), &tenants.Question{DecisionID: tenants.NewDecisionID()})
@@ -216,7 +224,7 @@ type check struct {
 }
 
 // check answers the check of a message.
-func (s *Server) check(ctx context.Context, text string) (*authv3.CheckResponse, error) {
+func (s *Server) check(ctx context.Context, text string) (reply, error) {
 	c := new(check)
 	if err := c.decode(text); err != nil {
 		return s.refuse(err, &tenants.Question{DecisionID: tenants.NewDecisionID()})
@@ -249,11 +257,7 @@ func (s *Server) check(ctx context.Context, text string) (*authv3.CheckResponse,
 	if err := c.answer.Err; err != nil && s.log.Enabled(ctx, slog.LevelDebug) {
 		s.log.DebugContext(ctx, "check has no decision", "tenant", id, c.question[0].Attrs(), "error", err)
 	}
-	resp, err := responseOf(&c.answer, decisionID)
-	if c.answer.Naming.On() {
-		name(resp, c.answer.Naming, decisionID)
-	}
-	return resp, err
+	return replyOf(&c.answer, decisionID)
 }
 
 // A proxy's time runs while it sends, and ours only from when the call begins.
@@ -280,7 +284,7 @@ func (c *check) Input(needs tenants.Needs) (ast.Value, error) {
 func (c *check) take(_ int, a tenants.Answer) { c.answer, c.answered = a, true }
 
 // refuse denies a check that reaches no tenant. Of q it is what names it.
-func (s *Server) refuse(err error, q *tenants.Question) (*authv3.CheckResponse, error) {
+func (s *Server) refuse(err error, q *tenants.Question) (reply, error) {
 	outcome := "canceled"
 	switch {
 	case errors.Is(err, tenants.ErrInvalid):
@@ -296,15 +300,15 @@ func (s *Server) refuse(err error, q *tenants.Question) (*authv3.CheckResponse, 
 	}
 	s.refused(outcome)
 	s.log.Debug("check refused", "outcome", outcome, q.Attrs(), "error", err)
-	return failureOf(err, tenants.OnErrorDeny, q.DecisionID)
+	return replyOf(&tenants.Answer{Err: err}, q.DecisionID)
 }
 
 // recoverTo, deferred, makes a denial of a panic.
-func (s *Server) recoverTo(resp **authv3.CheckResponse, err *error) {
-	if r := recover(); r != nil {
+func (s *Server) recoverTo(r *reply, err *error) {
+	if p := recover(); p != nil {
 		q := tenants.Question{DecisionID: tenants.NewDecisionID()}
-		s.logPanic(r, q.Attrs())
-		*resp, *err = s.refuse(tenants.ErrPanic, &q)
+		s.logPanic(p, q.Attrs())
+		*r, *err = s.refuse(tenants.ErrPanic, &q)
 	}
 }
 

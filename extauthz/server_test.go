@@ -86,7 +86,7 @@ func newSite(t *testing.T, c Config) *site {
 	}
 	s.Server = newServer(t, c)
 
-	g := grpc.NewServer(grpc.MaxRecvMsgSize(1024)) // does not apply
+	g := grpc.NewServer(grpc.ForceServerCodecV2(Codec()), grpc.MaxRecvMsgSize(1024)) // the bound does not apply
 	s.Register(g)
 	reflection.Register(g)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

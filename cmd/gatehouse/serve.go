@@ -360,6 +360,7 @@ func newGRPC(cfg *GRPC, certs *certificates) *grpc.Server {
 	}
 	return grpc.NewServer(append(security,
 		grpc.InTapHandle(bound),
+		grpc.ForceServerCodecV2(extauthz.Codec()),
 		grpc.MaxRecvMsgSize(int(cfg.MaxMessageBytes)), // of other calls than checks
 		grpc.MaxConcurrentStreams(streams),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
