@@ -25,6 +25,9 @@ func inputOf(a *asked, decisionID string, needs tenants.Needs, descriptors map[s
 	}
 	reads := needs.Reads()
 	var t termMaker
+	if reads.Whole {
+		t.slab = maxSlab
+	}
 	path, query, err := t.path(http.path, reads.Of("parsed_path") != nil)
 	if err != nil {
 		return nil, fmt.Errorf("%w: path: %w", tenants.ErrInvalid, err)
@@ -35,7 +38,7 @@ func inputOf(a *asked, decisionID string, needs tenants.Needs, descriptors map[s
 	}
 	headers := headersOf(http)
 
-	r := bodyReader{terms: &t, http: http, headers: headers, cancel: needs.Cancel}
+	r := bodyReader{terms: &t, http: http, headers: headers, cancel: needs.Cancel, checks: reads.Of("parsed_body") == nil}
 	if needs.WholeBody && r.missing() {
 		return nil, fmt.Errorf("%w: a part of it is missing", tenants.ErrPartialBody)
 	}

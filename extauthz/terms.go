@@ -99,15 +99,17 @@ type item = [2]*ast.Term
 // and die together.
 type termMaker struct {
 	free []ast.Term
+	slab int // terms made last
 }
 
-// slab is how many terms are made at once: a typical input has about 50 that
-// are not shared.
-const slab = 48
+// slabs are how many terms are made at once: what is read of an input has a few
+// that are not shared, a typical one about 50.
+const minSlab, maxSlab = 16, 48
 
 func (t *termMaker) of(v ast.Value) *ast.Term {
 	if len(t.free) == 0 {
-		t.free = make([]ast.Term, slab)
+		t.slab = min(max(4*t.slab, minSlab), maxSlab)
+		t.free = make([]ast.Term, t.slab)
 	}
 	term := &t.free[0]
 	t.free = t.free[1:]

@@ -3,9 +3,8 @@ package policy
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
-	"unicode/utf16"
-	"unicode/utf8"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 )
@@ -32,6 +31,22 @@ const maxJSONDepth = 10000
 // ParseJSON returns ErrCanceled soon after.
 func ParseJSON[T string | []byte](text T, cancel *Cancel) (ast.Value, error) {
 	p := jsonParser{text: string(text), cancel: cancel}
+	term, err := p.only()
+	if err != nil {
+		return nil, err
+	}
+	return term.Value, nil
+}
+
+// CheckJSON returns the error that ParseJSON has for a text, and makes no value.
+func CheckJSON(text string, cancel *Cancel) error {
+	p := jsonParser{text: text, cancel: cancel, checks: true}
+	_, err := p.only()
+	return err
+}
+
+// only reads a text in which there is one value.
+func (p *jsonParser) only() (*ast.Term, error) {
 	p.space()
 	term, err := p.value()
 	if err != nil {
@@ -41,7 +56,7 @@ func ParseJSON[T string | []byte](text T, cancel *Cancel) (ast.Value, error) {
 	if p.pos < len(p.text) {
 		return nil, p.errorf("unexpected text after the value")
 	}
-	return term.Value, nil
+	return term, nil
 }
 
 // jsonParser reads a text from left to right. Strings of the result are parts
@@ -51,6 +66,10 @@ type jsonParser struct {
 	pos    int
 	depth  int
 	cancel *Cancel
+	buf    []byte // a string with escapes
+
+	checks bool     // only that it is right: the values are nothing
+	keys   []string // where it checks, those of the objects that are open
 
 	// The members and elements read so far of all objects and arrays that are
 	// still open, the innermost last.
@@ -79,7 +98,11 @@ func (p *jsonParser) value() (*ast.Term, error) {
 	case '[':
 		return p.array()
 	case '"':
-		return p.string()
+		s, err := p.string(!p.checks)
+		if err != nil || p.checks {
+			return ast.InternedNullTerm, err
+		}
+		return p.stringTerm(s), nil
 	case 't':
 		return ast.InternedTerm(true), p.literal("true")
 	case 'f':
@@ -102,12 +125,12 @@ func (p *jsonParser) object() (*ast.Term, error) {
 		p.depth--
 		return ast.InternedEmptyObject, nil
 	}
-	start := len(p.members)
+	start, first := len(p.members), len(p.keys)
 	for {
 		if p.pos >= len(p.text) || p.text[p.pos] != '"' {
 			return nil, p.errorf("expected an object key")
 		}
-		key, err := p.string()
+		key, err := p.string(true)
 		if err != nil {
 			return nil, err
 		}
@@ -119,7 +142,11 @@ func (p *jsonParser) object() (*ast.Term, error) {
 		if err != nil {
 			return nil, err
 		}
-		p.members = append(p.members, [2]*ast.Term{key, value})
+		if p.checks {
+			p.keys = append(p.keys, key)
+		} else {
+			p.members = append(p.members, [2]*ast.Term{p.stringTerm(key), value})
+		}
 		p.space()
 		if p.next(',') {
 			continue
@@ -129,9 +156,14 @@ func (p *jsonParser) object() (*ast.Term, error) {
 		}
 		break
 	}
-	members := p.members[start:]
-	if p.duplicate(members) {
+	members, keys := p.members[start:], p.keys[first:]
+	if p.duplicate(members) || p.duplicateKey(keys) {
 		return nil, fmt.Errorf("%w in the object that ends at offset %d", ErrDuplicateKey, p.pos)
+	}
+	if p.checks {
+		p.keys = p.keys[:first]
+		p.depth--
+		return ast.InternedNullTerm, nil
 	}
 	term := p.term(ast.NewObject(members...))
 	clear(members)
@@ -162,6 +194,26 @@ func (p *jsonParser) duplicate(members [][2]*ast.Term) bool {
 	return len(p.seen) < len(members)
 }
 
+// duplicateKey reports whether two of the keys are one.
+func (p *jsonParser) duplicateKey(keys []string) bool {
+	if len(keys) <= smallObject {
+		for i := range keys {
+			if slices.Contains(keys[:i], keys[i]) {
+				return true
+			}
+		}
+		return false
+	}
+	if p.seen == nil {
+		p.seen = make(map[string]struct{}, len(keys))
+	}
+	clear(p.seen)
+	for _, key := range keys {
+		p.seen[key] = struct{}{}
+	}
+	return len(p.seen) < len(keys)
+}
+
 func (p *jsonParser) array() (*ast.Term, error) {
 	if err := p.enter(); err != nil {
 		return nil, err
@@ -176,7 +228,9 @@ func (p *jsonParser) array() (*ast.Term, error) {
 		if err != nil {
 			return nil, err
 		}
-		p.elements = append(p.elements, value)
+		if !p.checks {
+			p.elements = append(p.elements, value)
+		}
 		p.space()
 		if p.next(',') {
 			continue
@@ -185,6 +239,10 @@ func (p *jsonParser) array() (*ast.Term, error) {
 			return nil, p.errorf("expected a comma or the end of an array")
 		}
 		break
+	}
+	if p.checks {
+		p.depth--
+		return ast.InternedNullTerm, nil
 	}
 	elements := make([]*ast.Term, len(p.elements)-start) // the array keeps it
 	copy(elements, p.elements[start:])
@@ -255,6 +313,9 @@ func (p *jsonParser) number() (*ast.Term, error) {
 	if err != nil {
 		return nil, p.errorf("number out of range")
 	}
+	if p.checks {
+		return ast.InternedNullTerm, nil
+	}
 	return p.term(n), nil
 }
 
@@ -268,128 +329,6 @@ func (p *jsonParser) digits() bool {
 }
 
 func isDigit(c byte) bool { return '0' <= c && c <= '9' }
-
-func (p *jsonParser) string() (*ast.Term, error) {
-	p.pos++
-	start, ascii := p.pos, true
-	for p.pos < len(p.text) {
-		switch c := p.text[p.pos]; {
-		case c == '"':
-			s := p.text[start:p.pos]
-			if !ascii {
-				s = validUTF8(s)
-			}
-			p.pos++
-			return p.stringTerm(s), nil
-		case c == '\\':
-			return p.escaped(start)
-		case c < ' ':
-			return nil, p.errorf("control character in a string")
-		case c >= utf8.RuneSelf:
-			ascii = false
-		}
-		p.pos++
-	}
-	return nil, p.errorf("unexpected end of a string")
-}
-
-// escaped reads the rest of a string that began at start and has an escape here.
-func (p *jsonParser) escaped(start int) (*ast.Term, error) {
-	buf := make([]byte, 0, p.pos-start+32)
-	buf = append(buf, p.text[start:p.pos]...)
-	for p.pos < len(p.text) {
-		c := p.text[p.pos]
-		switch {
-		case c == '"':
-			p.pos++
-			return p.stringTerm(validUTF8(string(buf))), nil
-		case c == '\\':
-			var err error
-			if buf, err = p.escape(buf); err != nil {
-				return nil, err
-			}
-		case c < ' ':
-			return nil, p.errorf("control character in a string")
-		default:
-			buf = append(buf, c)
-			p.pos++
-		}
-	}
-	return nil, p.errorf("unexpected end of a string")
-}
-
-// escape appends to buf what the escape here stands for.
-func (p *jsonParser) escape(buf []byte) ([]byte, error) {
-	if p.pos++; p.pos >= len(p.text) {
-		return nil, p.errorf("unexpected end of a string")
-	}
-	c := p.text[p.pos]
-	switch c {
-	case '"', '\\', '/':
-	case 'b':
-		c = '\b'
-	case 'f':
-		c = '\f'
-	case 'n':
-		c = '\n'
-	case 'r':
-		c = '\r'
-	case 't':
-		c = '\t'
-	case 'u':
-		r, ok := hex4(p.text[p.pos+1:])
-		if !ok {
-			return nil, p.errorf("unknown escape")
-		}
-		p.pos += 5
-		if utf16.IsSurrogate(r) {
-			low, ok := rune(0), false
-			if strings.HasPrefix(p.text[p.pos:], `\u`) {
-				low, ok = hex4(p.text[p.pos+2:])
-			}
-			if r = utf16.DecodeRune(r, low); ok && r != utf8.RuneError {
-				p.pos += 6
-			}
-		}
-		return utf8.AppendRune(buf, r), nil
-	default:
-		return nil, p.errorf("unknown escape")
-	}
-	p.pos++
-	return append(buf, c), nil
-}
-
-// hex4 returns the number that s begins with, in four hexadecimal digits.
-func hex4(s string) (rune, bool) {
-	if len(s) < 4 {
-		return 0, false
-	}
-	var r rune
-	for i := range 4 {
-		c := s[i]
-		switch {
-		case isDigit(c):
-			c -= '0'
-		case 'a' <= c && c <= 'f':
-			c -= 'a' - 10
-		case 'A' <= c && c <= 'F':
-			c -= 'A' - 10
-		default:
-			return 0, false
-		}
-		r = r<<4 | rune(c)
-	}
-	return r, true
-}
-
-// validUTF8 returns s with each byte that is not UTF-8 as U+FFFD, as
-// encoding/json does. (strings.ToValidUTF8 has one for a run of such bytes.)
-func validUTF8(s string) string {
-	if utf8.ValidString(s) {
-		return s
-	}
-	return string([]rune(s))
-}
 
 func (p *jsonParser) space() {
 	for p.pos < len(p.text) {

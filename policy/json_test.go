@@ -49,6 +49,7 @@ func TestParseJSONDuplicateKey(t *testing.T) {
 		if _, err := policy.ParseJSON(text, nil); !errors.Is(err, policy.ErrDuplicateKey) {
 			t.Errorf("ParseJSON(%.40q, nil) = %v, want ErrDuplicateKey", text, err)
 		}
+		compareJSON(t, text)
 	}
 	// One key in two objects is no duplicate.
 	if _, err := policy.ParseJSON(`[{"a":1},{"a":{"a":1}}]`, nil); err != nil {
@@ -79,6 +80,9 @@ func compareJSON(t *testing.T, text string) {
 	fromBytes, errBytes := policy.ParseJSON([]byte(text), nil)
 	if (err == nil) != (errBytes == nil) || err == nil && got.Compare(fromBytes) != 0 {
 		t.Fatalf("%.80q: string gives %v, %v; bytes give %v, %v", text, got, err, fromBytes, errBytes)
+	}
+	if checked := policy.CheckJSON(text, nil); (checked == nil) != (err == nil) || err != nil && checked.Error() != err.Error() {
+		t.Fatalf("%.80q: it is checked with %v, parsed with %v", text, checked, err)
 	}
 	if errors.Is(err, policy.ErrDuplicateKey) {
 		return // the one difference
@@ -119,6 +123,14 @@ func BenchmarkParseJSON(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
 			if _, err := policy.ParseJSON(jsonBody, nil); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("check", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if err := policy.CheckJSON(jsonBody, nil); err != nil {
 				b.Fatal(err)
 			}
 		}
