@@ -196,7 +196,7 @@ func BenchmarkPlan(b *testing.B) {
 		b.Run(bc.name, func(b *testing.B) {
 			c := bc.make(b)
 			prog := c.program(b)
-			env := &Env{InterQueryBuiltinValueCache: cache.NewInterQueryValueCache(b.Context(), nil)}
+			env := &Env{JSON: parseJSON, InterQueryBuiltinValueCache: cache.NewInterQueryValueCache(b.Context(), nil)}
 			for range scansBefore + 1 { // after which there are indexes
 				if _, err := prog.Eval(b.Context(), c.input, env); err != nil {
 					b.Fatal(err)

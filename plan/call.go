@@ -285,6 +285,9 @@ func (c *compiler) builtin(s *ir.CallStmt) (step, error) {
 	if s.Func == ast.GlobMatch.Name && len(args) == 3 {
 		b.native = globMatch(args[1].term, c.patterns)
 	}
+	if b.native == nil {
+		b.native = c.tokens.native(s.Func)
+	}
 	if s.Func == ast.Member.Name && len(s.Args) == 2 {
 		b.native = c.member(s.Args[1])
 	}
@@ -329,7 +332,7 @@ func (b *builtin) call(m *machine) signal {
 	if m.step() {
 		return sigError
 	}
-	if b.native != nil {
+	if b.native != nil && !(b.varies && m.env.NDBuiltinCache != nil) {
 		v, ok := b.native(m, b.args)
 		if ok {
 			m.regs[b.target] = v

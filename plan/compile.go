@@ -100,7 +100,7 @@ func compile(p *ir.Policy, data ast.Object, indexes *indexes) (prog *Program, er
 		byName:  make(map[string]*function),
 		strings: make([]*ast.Term, len(p.Static.Strings)),
 		dynamic: &node{}, patterns: make(map[string]*patterns), paths: make(map[string]*inputPath),
-		indexes: indexes,
+		indexes: indexes, tokens: new(tokens),
 	}
 	for i, s := range p.Static.Strings {
 		c.strings[i] = ast.InternedTerm(s.Value)
@@ -149,6 +149,7 @@ type compiler struct {
 	patterns map[string]*patterns  // :: delimiters → patterns
 	paths    map[string]*inputPath // :: keys → path
 	indexes  *indexes
+	tokens   *tokens
 	unit     *unit
 	nest     []blockKind
 

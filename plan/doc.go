@@ -22,7 +22,8 @@
 // rules can hold (index.go). Where all rules give the same constant, the first one
 // that holds ends the function, as it does in topdown. Builtins are those of OPA's
 // registry; a few have a native form for the cases that are plain successes
-// (native.go).
+// (native.go). Tokens are verified here too, with keys that are parsed once
+// (token.go); a signature that is not good is left to the registry to refuse.
 //
 // # Searches in data
 //
@@ -42,7 +43,9 @@
 // that it was found for, "with" or not; that of a function, after its first calls,
 // for its arguments too. Over evaluations, a Program keeps the values of rules that
 // look at data alone, from when they are first asked for, within bounds (maxKept,
-// maxKeptAll), and the patterns of glob.match (maxPatterns). What time, chance, a
+// maxKeptAll), the patterns of glob.match (maxPatterns), the keys of tokens
+// (maxKeySets, maxKeySetBytes) and the headers of tokens that were good (maxHeaders),
+// never a token. What time, chance, a
 // cache, the labels of a tenant or an earlier answer can change is never kept.
 //
 // # How an evaluation ends early

@@ -46,6 +46,10 @@ type Env struct {
 	// operands. What it has is taken, what it has not is added.
 	NDBuiltinCache builtins.NDBCache
 
+	// JSON parses a JSON text to the value that json.unmarshal has of it, for tokens.
+	// Where it has an error OPA's registry is asked. Nil: it always is.
+	JSON func(text []byte) (ast.Value, error)
+
 	PrintHook       print.Hook
 	RoundTripper    topdown.CustomizeRoundTripper
 	RequestMetadata map[string]any
@@ -311,7 +315,7 @@ func (m *machine) stopped() bool {
 // now is the time that the policy sees, in nanoseconds. It is asked for once.
 func (m *machine) now() int64 {
 	if m.env.Time.IsZero() {
-		return time.Now().UnixNano()
+		m.env.Time = time.Now()
 	}
 	return m.env.Time.UnixNano()
 }

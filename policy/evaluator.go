@@ -84,7 +84,7 @@ func (p *Policy) plan(e *entry, body ast.Body) {
 // to be asked: an error is topdown's to tell, in its words, and there are conflicts
 // that a plan meets where topdown does not look.
 func (p *Policy) runPlan(ctx context.Context, e *entry, input ast.Value, env *Env, cancel *Cancel, o *Observed) (ast.Value, bool, error) {
-	lent := plan.Env{Runtime: noRuntime, Capabilities: p.compiler.Capabilities(), RequestMetadata: noMetadata}
+	lent := plan.Env{JSON: tokenJSON, Runtime: noRuntime, Capabilities: p.compiler.Capabilities(), RequestMetadata: noMetadata}
 	if cancel != nil {
 		lent.Cancel = cancel
 	}
@@ -119,6 +119,10 @@ func (p *Policy) runPlan(ctx context.Context, e *entry, input ast.Value, env *En
 	}
 	return nil, false, nil
 }
+
+// tokenJSON parses what is in a token: where ParseJSON has an error, topdown's own
+// way is gone.
+func tokenJSON(text []byte) (ast.Value, error) { return ParseJSON(text, nil) }
 
 // Difference is a question that a plan and topdown answered otherwise.
 type Difference struct {
