@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -281,6 +282,7 @@ func (c *compiler) builtin(s *ir.CallStmt) (step, error) {
 		void: decl.Decl.Result() == nil, relation: decl.Relation,
 		varies: decl.IsNondeterministic(), bare: decl.CanSkipBctx,
 		target: c.unit.slot(s.Result), native: natives[s.Func],
+		memory: foreseen[s.Func], growth: cmp.Or(growths[s.Func], growth), builds: builders[s.Func],
 	}
 	if s.Func == ast.GlobMatch.Name && len(args) == 3 {
 		b.native = globMatch(args[1].term, c.patterns)
@@ -323,6 +325,10 @@ type builtin struct {
 	varies   bool // it is no function of its operands
 	bare     bool // it looks at no context
 	native   native
+	builds   bool // its native form gives values that were not there
+
+	memory func(m *machine, operands []*ast.Term) (int64, bool) // see foreseen
+	growth int64                                                // see growths
 }
 
 // none stands for what a builtin that gives nothing has not given.
@@ -335,8 +341,14 @@ func (b *builtin) call(m *machine) signal {
 	if b.native != nil && !(b.varies && m.env.NDBuiltinCache != nil) {
 		v, ok := b.native(m, b.args)
 		if ok {
+			if b.builds && !m.chargeResult(b, v) {
+				return sigError
+			}
 			m.regs[b.target] = v
 			return sigNext
+		}
+		if m.err != nil {
+			return sigError
 		}
 	}
 	operands := m.operands[:0]
@@ -344,6 +356,9 @@ func (b *builtin) call(m *machine) signal {
 		operands = append(operands, b.args[i].load(m))
 	}
 	m.operands = operands
+	if !m.foresee(b, operands) {
+		return sigError
+	}
 	bctx := &m.loc
 	if !b.bare {
 		if !m.ready {
@@ -368,6 +383,9 @@ func (b *builtin) call(m *machine) signal {
 	if b.relation {
 		m.outputs = m.outputs[:0]
 		if err = b.f(*bctx, operands, m.collect); err == nil {
+			if !m.charge(memoryElement * int64(len(m.outputs))) {
+				return sigError
+			}
 			m.regs[b.target] = ast.ArrayTerm(append([]*ast.Term(nil), m.outputs...)...)
 			return sigNext
 		}
@@ -394,6 +412,9 @@ func (b *builtin) call(m *machine) signal {
 	case b.void:
 		return sigNext
 	default:
+		if !m.chargeResult(b, out) {
+			return sigError
+		}
 		if remember {
 			bctx.NDBuiltinCache.Put(b.name, ast.NewArray(slices.Clone(operands)...), out.Value)
 		}

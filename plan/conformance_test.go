@@ -223,7 +223,7 @@ func (o *oracle) plan(t testing.TB, input *ast.Term) (ast.Set, error) {
 	}
 	env := o.env
 	env.StrictBuiltinErrors = o.strict
-	env.JSON = parseJSON
+	env.JSON, env.MaxMemory = parseJSON, 64<<20
 	got, err := prog.results(t.Context(), input, &env)
 	for range 2 { // what is remembered must not change anything
 		again, againErr := prog.results(t.Context(), input, &env)

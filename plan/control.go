@@ -147,7 +147,10 @@ func (c *compiler) with(s *ir.WithStmt) (step, error) {
 	t := c.unit.slot(s.Local)
 	return func(m *machine) signal {
 		before, scope := m.regs[t], m.scope
-		m.regs[t] = upsert(before, path, v.load(m))
+		after := upsert(before, path, v.load(m))
+		if m.regs[t] = after; after != nil && len(path) > 0 && !m.chargeFor(after) {
+			return sigError
+		}
 		m.scope = m.enter(m.regs[0], m.regs[1])
 		sig := runBlock(m, steps)
 		m.regs[t], m.scope = before, scope
@@ -306,7 +309,7 @@ func (c *compiler) makeObject(s *ir.MakeObjectStmt, list []ir.Stmt) (step, int, 
 	t := c.unit.slot(s.Target)
 	return func(m *machine) signal {
 		m.regs[t] = ast.NewTerm(ast.NewObject())
-		return sigNext
+		return m.built(memoryValue)
 	}, 1, nil
 }
 
@@ -317,7 +320,7 @@ func (c *compiler) makeSet(s *ir.MakeSetStmt, list []ir.Stmt) (step, int, error)
 	t := c.unit.slot(s.Target)
 	return func(m *machine) signal {
 		m.regs[t] = ast.NewTerm(ast.NewSet())
-		return sigNext
+		return m.built(memoryValue)
 	}, 1, nil
 }
 
@@ -445,6 +448,6 @@ func (c *compiler) literal(target ir.Local, list []ir.Stmt, build func([]*ast.Te
 			terms[i] = operands[i].load(m)
 		}
 		m.regs[t] = build(terms)
-		return sigNext
+		return m.built(memoryValue + int64(len(terms))*memoryMember)
 	}, n, nil
 }

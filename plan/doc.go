@@ -52,7 +52,11 @@
 //
 // Each call of a function or builtin, and each element that is looked at, is a
 // step. Every few steps the evaluation asks whether it was cancelled, and whether
-// it has had more than Env.MaxSteps. After a builtin that waits for something, it
+// it has had more than Env.MaxSteps. What it builds is reckoned with as it is added
+// to an array, object, set or text, against Env.MaxMemory; a builtin whose result
+// could not fit into what is left is not called (memory.go). graph.reachable_paths
+// and the like, which OPA runs to their end, are bounded only in what they leave.
+// Both bounds end the evaluation with ErrBound. After a builtin that waits for something, it
 // asks at once, for what such a builtin gives when it is cancelled is no answer.
 //
 // # What falls back

@@ -74,7 +74,7 @@ func (c policyCase) differ(t testing.TB, n *tally) error {
 				o.env.Cancel = &budget{100_000}
 				want, wantErr := o.topdown(t, input)
 				env := o.env
-				env.StrictBuiltinErrors = strict
+				env.StrictBuiltinErrors, env.JSON, env.MaxMemory = strict, parseJSON, 64<<20
 				env.Cancel = &budget{100_000}
 				got, gotErr := prog.results(t.Context(), input, &env)
 				if topdown.IsCancel(wantErr) || topdown.IsCancel(gotErr) {

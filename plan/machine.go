@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
+	"math"
 	"sync"
 	"time"
 
@@ -58,6 +58,11 @@ type Env struct {
 	// MaxSteps bounds the steps of an evaluation: calls, and elements looked at.
 	// 0: there is no bound.
 	MaxSteps int64
+
+	// MaxMemory bounds the values that an evaluation builds, in bytes as package
+	// plan estimates them: all together, also those it no longer needs. 0: there is
+	// no bound.
+	MaxMemory int64
 }
 
 // machine runs one evaluation at a time and is then used for the next.
@@ -82,6 +87,7 @@ type machine struct {
 	cancel   topdown.Cancel
 	steps    int64
 	most     int64 // steps; 0: no bound
+	left     int64 // of the bytes that may be built
 	err      error // why the evaluation ended
 	failed   error // the first error of a builtin
 	failures int   // how many builtins have had one
@@ -126,6 +132,9 @@ var machines = sync.Pool{New: func() any {
 	}
 	m.collect = func(t *ast.Term) error {
 		m.outputs = append(m.outputs, t)
+		if !m.charge(memoryElement) {
+			return topdown.Halt{Err: m.err}
+		}
 		return nil
 	}
 	return m
@@ -134,8 +143,8 @@ var machines = sync.Pool{New: func() any {
 // Eval returns the value of the query for an input; nil is an undefined input.
 // Where env is nil it is the zero Env.
 //
-// The error is ErrUndefined, ErrResults, or a *topdown.Error with the code that
-// topdown gives. Eval may be called by any number of goroutines at once.
+// The error is ErrUndefined, ErrResults, one that wraps ErrBound, or a
+// *topdown.Error with the code that topdown gives. Eval may be called by any number of goroutines at once.
 func (p *Program) Eval(ctx context.Context, input ast.Value, env *Env) (ast.Value, error) {
 	var in *ast.Term
 	if input != nil {
@@ -176,6 +185,9 @@ func (m *machine) eval(ctx context.Context, p *Program, input *ast.Term, env *En
 		m.env = *env
 	}
 	m.cancel, m.most = m.env.Cancel, m.env.MaxSteps
+	if m.left = m.env.MaxMemory; m.left == 0 {
+		m.left = math.MaxInt64
+	}
 	m.base.input, m.base.data = input, p.data
 	m.base.size(len(p.funcs))
 	if cap(m.found) < p.paths {
@@ -299,10 +311,7 @@ func (m *machine) step() bool {
 
 func (m *machine) stopped() bool {
 	if m.most > 0 && m.steps > m.most {
-		m.err = &topdown.Error{
-			Code:    topdown.InternalErr,
-			Message: "evaluation takes more than " + strconv.FormatInt(m.most, 10) + " steps",
-		}
+		m.err = bound("evaluation takes more than %d steps", m.most)
 		return true
 	}
 	if m.cancel != nil && m.cancel.Cancelled() {

@@ -38,6 +38,11 @@ var natives = map[string]native{ // :: name → its native form
 	ast.Multiply.Name:      arithmetic(func(a, b int64) int64 { return a * b }),
 }
 
+// builders are the builtins whose native form gives values that were not there.
+var builders = map[string]bool{
+	ast.Concat.Name: true, ast.ArrayConcat.Name: true, ast.JWTDecode.Name: true, ast.JWTDecodeVerify.Name: true,
+}
+
 func truth(b bool) *ast.Term {
 	if b {
 		return termTrue

@@ -247,13 +247,13 @@ func (c *compiler) stmt(list []ir.Stmt) (step, int, error) {
 			case *ast.Array:
 				m.regs[t] = ast.NewTerm(arr.Append(v.load(m)))
 			}
-			return sigNext
+			return m.built(memoryElement)
 		}, 1, nil
 	case *ir.ObjectInsertStmt:
 		k, v, t := c.operand(s.Key), c.operand(s.Value), c.unit.slot(s.Object)
 		return func(m *machine) signal {
 			insert(m, t, k.load(m), v.load(m))
-			return sigNext
+			return m.built(memoryMember)
 		}, 1, nil
 	case *ir.ObjectInsertOnceStmt:
 		k, v, t, loc := c.operand(s.Key), c.operand(s.Value), c.unit.slot(s.Object), c.location(s)
@@ -266,28 +266,39 @@ func (c *compiler) stmt(list []ir.Stmt) (step, int, error) {
 				return sigNext
 			}
 			obj.Insert(key, val)
-			return sigNext
+			return m.built(memoryMember)
 		}, 1, nil
 	case *ir.ObjectMergeStmt:
 		a, b, t := c.visible(s.A), c.local(s.B), c.unit.slot(s.Target)
 		return func(m *machine) signal {
-			m.regs[t] = merged(a(m), b.load(m))
+			v := merged(a(m), b.load(m))
+			if m.regs[t] = v; v != nil && !m.chargeFor(v) {
+				return sigError
+			}
 			return sigNext
 		}, 1, nil
 	case *ir.SetAddStmt:
 		v, t := c.operand(s.Value), c.unit.slot(s.Set)
 		return func(m *machine) signal {
 			m.regs[t].Value.(ast.Set).Add(v.load(m))
-			return sigNext
+			return m.built(memoryMember)
 		}, 1, nil
 	case *ir.ResultSetAddStmt:
 		v := c.local(s.Value)
 		return func(m *machine) signal {
 			m.addResult(v.load(m))
-			return sigNext
+			return m.built(memoryMember)
 		}, 1, nil
 	}
 	return nil, 0, fmt.Errorf("%w: statement %T", ErrUnsupported, list[0])
+}
+
+// built is charge, of a step.
+func (m *machine) built(n int64) signal {
+	if !m.charge(n) {
+		return sigError
+	}
+	return sigNext
 }
 
 // conflict ends the evaluation with a conflict.

@@ -195,6 +195,7 @@ func insert(m *machine, t int, k, v *ast.Term) {
 	if old == v {
 		return // it may have changed: see rebuilt
 	}
+	m.charge(memoryMember * int64(obj.Len()))
 	out := ast.NewObjectWithCapacity(obj.Len())
 	obj.Foreach(func(k2, v2 *ast.Term) {
 		if v2 != old || k2.Value.Compare(k.Value) != 0 {

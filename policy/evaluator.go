@@ -80,11 +80,18 @@ func (p *Policy) plan(e *entry, body ast.Body) {
 	}
 }
 
+// maxMemory is how much one evaluation by a plan may build, in bytes as package plan
+// estimates them: far more than a decision needs, and little enough for each worker
+// to have at once. An evaluation over it has ErrEval. Of steps there is no bound of
+// its own: an evaluation ends when its Cancel is set, which it looks at every few
+// steps, and time is what is short.
+const maxMemory = 64 << 20
+
 // runPlan evaluates an entry point by its plan. It reports false where topdown is
 // to be asked: an error is topdown's to tell, in its words, and there are conflicts
 // that a plan meets where topdown does not look.
 func (p *Policy) runPlan(ctx context.Context, e *entry, input ast.Value, env *Env, cancel *Cancel, o *Observed) (ast.Value, bool, error) {
-	lent := plan.Env{JSON: tokenJSON, Runtime: noRuntime, Capabilities: p.compiler.Capabilities(), RequestMetadata: noMetadata}
+	lent := plan.Env{MaxMemory: maxMemory, JSON: tokenJSON, Runtime: noRuntime, Capabilities: p.compiler.Capabilities(), RequestMetadata: noMetadata}
 	if cancel != nil {
 		lent.Cancel = cancel
 	}
@@ -111,8 +118,8 @@ func (p *Policy) runPlan(ctx context.Context, e *entry, input ast.Value, env *En
 		return v, true, nil
 	case errors.Is(err, plan.ErrUndefined):
 		return nil, true, ErrUndefined
-	case topdown.IsCancel(err):
-		return nil, true, evalError(err)
+	case topdown.IsCancel(err), errors.Is(err, plan.ErrBound):
+		return nil, true, evalError(err) // topdown would not end either
 	}
 	if env != nil && env.again != nil {
 		env.again.Add(1)
@@ -151,8 +158,8 @@ func (p *Policy) Verify(ctx context.Context, entry string, input ast.Value, env 
 		return nil, false
 	}
 	got, ok, gotErr := p.runPlan(ctx, e, input, env, cancel, &Observed{At: seen.At, Builtins: seen.Builtins})
-	if !ok || errors.Is(gotErr, ErrCanceled) {
-		return nil, false // topdown answers then
+	if !ok || errors.Is(gotErr, ErrCanceled) || errors.Is(gotErr, plan.ErrBound) {
+		return nil, false // topdown answers then, or has no such bound
 	}
 	undefined := errors.Is(wantErr, ErrUndefined)
 	if gotErr == nil && wantErr == nil && got.Compare(want) == 0 || gotErr != nil && undefined {

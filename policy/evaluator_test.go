@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -101,6 +102,30 @@ other if startswith(input.c, "x")
 		if list := p.Evaluated(true); list[0].By != policy.Topdown || (list[0].Why != nil) != (by == policy.Plan) {
 			t.Errorf("%s: got %v, want topdown, and why", by, list)
 		}
+	}
+}
+
+// A policy that would build gigabytes ends with an error, which is its own, and
+// topdown is not asked to build them.
+func TestMemoryBound(t *testing.T) {
+	p := compileBy(t, policy.Plan, `
+package envoy.authz
+
+allow if count(all) > 0
+
+all contains sprintf("%d-%d-%s", [x, y, input.a]) if {
+	some x in numbers.range(1, 100000)
+	some y in numbers.range(1, 100000)
+}
+`, entry)
+	var again atomic.Int64
+	env := policy.NewEnvWith(policy.EnvOptions{Again: &again})
+	_, err := p.Decide(context.Background(), entry, value(t, `{"a": "a text"}`), env, nil)
+	if !errors.Is(err, policy.ErrEval) || !errors.Is(err, plan.ErrBound) || !strings.Contains(err.Error(), "67108864 bytes") {
+		t.Errorf("got %v, want %v that names the bound", err, policy.ErrEval)
+	}
+	if again.Load() != 0 {
+		t.Error("topdown was asked again")
 	}
 }
 
