@@ -100,7 +100,7 @@ func compile(p *ir.Policy, data ast.Object, indexes *indexes) (prog *Program, er
 		byName:  make(map[string]*function),
 		strings: make([]*ast.Term, len(p.Static.Strings)),
 		dynamic: &node{}, patterns: make(map[string]*patterns), paths: make(map[string]*inputPath),
-		indexes: indexes, tokens: new(tokens),
+		indexes: indexes, tokens: new(tokens), searchedKeys: searchedKeys{}, givesKeys: map[string]keyKinds{},
 	}
 	for i, s := range p.Static.Strings {
 		c.strings[i] = ast.InternedTerm(s.Value)
@@ -122,13 +122,25 @@ func compile(p *ir.Policy, data ast.Object, indexes *indexes) (prog *Program, er
 	}
 	c.withData = rewritesData(p)
 	c.findConstants()
-	for i, f := range p.Funcs.Funcs {
-		if err := c.function(prog.funcs[i], f); err != nil {
-			return nil, fmt.Errorf("compiling plan: function %q: %w", f.Name, err)
+	functions := func() error {
+		for i, f := range p.Funcs.Funcs {
+			if err := c.function(prog.funcs[i], f); err != nil {
+				return fmt.Errorf("compiling plan: function %q: %w", f.Name, err)
+			}
+		}
+		return nil
+	}
+	if err := functions(); err != nil {
+		return nil, err
+	}
+	if len(c.givesKeys) > 0 { // which those that were compiled before did not know
+		if err := functions(); err != nil {
+			return nil, err
 		}
 	}
 	u := newUnit(p.Plans.Plans[0].Blocks, []ir.Local{ir.Input, ir.Data})
 	c.unit = u
+	c.findAsked(p.Plans.Plans[0].Blocks)
 	if prog.blocks, err = c.bodies(p.Plans.Plans[0].Blocks); err != nil {
 		return nil, fmt.Errorf("compiling plan: query: %w", err)
 	}
@@ -152,6 +164,10 @@ type compiler struct {
 	tokens   *tokens
 	unit     *unit
 	nest     []blockKind
+
+	searchedKeys searchedKeys        // of the function that is compiled
+	givesKeys    map[string]keyKinds // :: function → those of its keys
+	asked        searchedKeys        // of the function that is compiled: see findAsked
 
 	alternatives *ir.BlockStmt // of the block that is compiled, each a rule
 }
@@ -191,11 +207,16 @@ const (
 func (c *compiler) function(fn *function, f *ir.Func) (err error) {
 	c.unit = newUnit(f.Blocks, f.Params) // which are the first of the frame
 	c.nest = c.nest[:0]
+	c.searchedKeys = searchedKeys{}
+	c.findAsked(f.Blocks)
 	c.unit.findNested(f)
 	c.unit.findEarly(c, f)
 	fn.early = c.unit.early
 	if fn.blocks, err = c.bodies(f.Blocks); err != nil {
 		return err
+	}
+	if k := c.searchedKeys.given(f); k != 0 {
+		c.givesKeys[f.Name] = k
 	}
 	fn.locals = c.unit.size()
 	fn.rules = c.indexOf(f)

@@ -174,6 +174,9 @@ func (c *compiler) scan(s *ir.ScanStmt) (step, error) {
 		}
 	}
 	needKey, needVal := c.unit.needed(s.Block, s.Key), c.unit.needed(s.Block, s.Value)
+	if needKey {
+		c.searched(s)
+	}
 	steps, err := c.block(s.Block, scanBlock)
 	if err != nil {
 		return nil, err

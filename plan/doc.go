@@ -69,9 +69,11 @@
 // is found in [x | some x in {a, b}], which topdown takes in the order of the names
 // of a and b.
 //
-// One difference is known and remains: a rule with keys that are indexes of an array
-// of data, as in p[i] := data.list[i], has no member "0" here. topdown has one where
-// a rule asks for p["0"], and none where it asks for all of p.
+// A rule with keys that are indexes of an array of data, or keys of an object that
+// are texts of digits, as in p[i] := data.list[i], has for topdown a member "0" where
+// a rule asks for p["0"], and none where it asks for all of p. Such a question is
+// refused too: by Compile where the key is a constant, and otherwise by an evaluation
+// that comes to it, whose error wraps ErrUnsupported (keys.go).
 //
 // An evaluation may end with a conflict where topdown does not look at the rules
 // that conflict; who wants topdown's word on errors asks it again.

@@ -220,19 +220,6 @@ func (g *generator) collection() string {
 	)
 }
 
-// iterated makes a reference whose elements are looked for. It is none to data, for
-// what a rule gives that looks for indexes of its arrays is not the same everywhere:
-// see the package's doc.
-func (g *generator) iterated() string {
-	ref := g.ref()
-	for _, name := range []string{"a", "b", "o", "n", "arr"} {
-		if rest, ok := strings.CutPrefix(ref, "data."+name); ok && (rest == "" || rest[0] == '.' || rest[0] == '[') {
-			return "input." + name + rest
-		}
-	}
-	return ref
-}
-
 // opaque makes a term whose form is not known.
 func (g *generator) opaque() string {
 	if len(g.vars) > 0 && g.pick(2) == 1 {
@@ -344,7 +331,7 @@ func (g *generator) expr() string {
 	case 13, 14, 15:
 		return g.plain() + g.with()
 	case 16:
-		return g.bind(func(x string) string { return g.iterated() + "[" + x + "]" })
+		return g.bind(func(x string) string { return g.ref() + "[" + x + "]" })
 	case 17:
 		return g.ref() + "[_]" + g.word("", ".a", "[_]")
 	case 18:

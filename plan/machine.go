@@ -143,7 +143,8 @@ var machines = sync.Pool{New: func() any {
 // Eval returns the value of the query for an input; nil is an undefined input.
 // Where env is nil it is the zero Env.
 //
-// The error is ErrUndefined, ErrResults, one that wraps ErrBound, or a
+// The error is ErrUndefined, ErrResults, one that wraps ErrBound, one that wraps
+// ErrUnsupported where topdown must be asked what this is, or a
 // *topdown.Error with the code that topdown gives. Eval may be called by any number of goroutines at once.
 func (p *Program) Eval(ctx context.Context, input ast.Value, env *Env) (ast.Value, error) {
 	var in *ast.Term

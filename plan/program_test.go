@@ -115,6 +115,87 @@ r := [1, {"a": input.a}, {input.b}]
 `, "data.t = result", map[string]any{"o": 1}, `{"arr": ["c", {}, false]}`, `{"a": 1}`, `{"b": 1}`, `{"a": 1, "b": 2, "arr": {"1": "abc"}}`)
 }
 
+// Rules whose keys are those of data have others too when topdown is asked for one.
+func TestKeysOfData(t *testing.T) {
+	const module = `package t
+
+list[i] := data.list[i]
+
+set contains i if data.list[i]
+
+object[k] := data.object[k]
+
+nested[i][j] := data.lists[i][j]
+
+pairs contains [i, "a"] if data.list[i]
+
+named[k] := data.names[k]
+
+p1 := list["0"]
+
+p2 := object[1]
+
+p3 := list[input.key]
+
+p4 := nested[_]["0"]
+
+p5 := nested[0]["0"]
+
+p6 if set["0"]
+
+p7 if pairs[["0", "a"]]
+
+q1 := named.a
+
+q2 := named[input.name]
+
+q3 if 0 in set
+
+q4 := count(list)
+
+q5 := {i: x | some i, x in list}
+
+q6 := list[_]
+
+q7 := list[i] if some i in set
+
+q8 := list[0]
+
+q9 := object["1"]
+`
+	data := map[string]any{"list": []any{"x"}, "object": map[string]any{"1": "y"}, "names": map[string]any{"a": 1}, "lists": []any{[]any{"z"}}}
+	compiler, err := ast.CompileModulesWithOpt(map[string]string{"t.rego": module}, ast.CompileOpts{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for rule, refused := range map[string]bool{
+		"p1": true, "p2": true, "p4": true, "p5": true, "p6": true, "p7": true, "q1": false, "q2": false, "q3": false, "q4": false, "q5": false, "q6": false, "list": false, "q7": false, "q8": false, "q9": false,
+	} {
+		o := oracle{compiler: compiler, query: ast.MustParseBody("data.t." + rule + " = result"), data: data}
+		if _, err := o.program(); errors.Is(err, ErrUnsupported) != refused {
+			t.Errorf("%s: got %v, want that it is refused: %t", rule, err, refused)
+			continue
+		}
+		if refused {
+			continue
+		}
+		for _, text := range []string{`{"key": "0", "name": "a"}`, `{"name": "0"}`} {
+			input := ast.MustParseTerm(text)
+			want, wantErr := o.topdown(t, input)
+			got, gotErr := o.plan(t, input)
+			if err := agree(got, gotErr, want, wantErr); err != nil {
+				t.Errorf("%s, input %s: %v", rule, text, err)
+			}
+		}
+	}
+	p := programOf(t, module, "data.t.p3 = result", data)
+	for key, want := range map[string]error{`"0"`: ErrUnsupported, `0`: nil, `"x"`: ErrUndefined, `0.0`: ErrUnsupported, `7`: ErrUndefined} {
+		if _, err := p.Eval(t.Context(), ast.MustParseTerm(`{"key": `+key+`}`).Value, nil); !errors.Is(err, want) {
+			t.Errorf("key %s: got %v, want %v", key, err, want)
+		}
+	}
+}
+
 // A function is called so often that the policy ends only because each call is
 // remembered, as topdown does.
 func TestCallsAreRemembered(t *testing.T) {

@@ -121,7 +121,12 @@ func (c *compiler) stmt(list []ir.Stmt) (step, int, error) {
 	case *ir.NopStmt:
 		return nil, 1, nil
 	case *ir.DotStmt:
-		return c.dots(list)
+		st, n, err := c.dots(list)
+		if err != nil || len(c.asked) == 0 {
+			return st, n, err
+		}
+		st, err = c.withKeys(list[:n], st)
+		return st, n, err
 	case *ir.ReturnLocalStmt:
 		v, depth := c.local(s.Source), c.unit.nested
 		if depth > 0 {
