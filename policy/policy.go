@@ -224,6 +224,7 @@ func (p *Policy) prepare(path string, optional bool, evaluator Evaluator) error 
 		WithCompiler(p.compiler).
 		WithStore(p.store).
 		WithTransaction(p.store).
+		WithBaseCache(baseCache{p.store}).
 		WithMetrics(metrics.NoOp()).
 		WithRequestMetadata(noMetadata)
 	e := &entry{query: *query}
