@@ -274,7 +274,7 @@ func (s *Server) evaluations(w http.ResponseWriter, r *request) error {
 			return err
 		}
 	}
-	if err := body.grow(int64(b.bytes)); err != nil {
+	if err := body.grow(int64(len(b.text.buf))); err != nil {
 		return err
 	}
 	return b.write(w, r)
@@ -283,17 +283,18 @@ func (s *Server) evaluations(w http.ResponseWriter, r *request) error {
 // evaluationItems are the items of one request.
 type evaluationItems struct {
 	semantic  string
-	texts     [][]byte // of the answers, by item; shortened where one decides all
+	texts     []rendered // the answers, by item; shortened where one decides all
+	text      output     // of the answers, one after the other
 	questions []tenants.Question
 	items     []int // :: question → its item
 	over      bool  // an item has decided all
-	bytes     int   // of texts
 }
 
 func newEvaluations(r *request, list *ast.Array, def entities, semantic string) *evaluationItems {
-	b := &evaluationItems{semantic: semantic, texts: make([][]byte, list.Len())}
-	batch := tenants.NewDecisionID()
-	for i := range list.Len() {
+	n := list.Len()
+	b := &evaluationItems{semantic: semantic, texts: make([]rendered, n), questions: make([]tenants.Question, 0, n), items: make([]int, 0, n)}
+	batch, asked := tenants.NewDecisionID(), r.question(r.Offers.AuthZEN.Allow, nil)
+	for i := range n {
 		e, err := itemOf(list.Elem(i).Value, def)
 		if err != nil {
 			b.add(i, &tenants.Answer{}, err)
@@ -303,9 +304,9 @@ func newEvaluations(r *request, list *ast.Array, def entities, semantic string) 
 			}
 			continue
 		}
-		q := r.question(r.Offers.AuthZEN.Allow, e)
-		q.BatchDecisionID = batch
-		q.Batch = &decisionlog.Batch{Key: strconv.Itoa(i), Index: i, Size: list.Len()}
+		q := asked
+		q.DecisionID, q.BatchDecisionID, q.Input = tenants.NewDecisionID(), batch, e
+		q.Batch = &decisionlog.Batch{Key: strconv.Itoa(i), Index: i, Size: n}
 		if semantic != executeAll {
 			q.Needed = func() bool { return !b.over }
 		}
@@ -339,16 +340,16 @@ func (b *evaluationItems) take(i int, a tenants.Answer) {
 
 // add writes the answer to an item, and reports the decision.
 func (b *evaluationItems) add(item int, a *tenants.Answer, failure error) bool {
-	out := newOutput()
-	if failure == nil && b.bytes > maxAnswers {
+	out := &b.text
+	begun := len(out.buf)
+	if failure == nil && begun > maxAnswers {
 		failure = errAnswers
 	}
 	allowed, err := out.evaluation(a, failure)
 	if err != nil {
 		allowed, _ = out.evaluation(a, err)
 	}
-	b.texts[item] = out.buf
-	b.bytes += len(out.buf)
+	b.texts[item] = rendered{begun, len(out.buf), err == nil}
 	return allowed
 }
 
@@ -357,9 +358,9 @@ func (b *evaluationItems) write(w http.ResponseWriter, r *request) error {
 	out.begin('{')
 	out.name("evaluations")
 	out.begin('[')
-	for _, text := range b.texts {
+	for _, t := range b.texts {
 		out.next()
-		out.buf = append(out.buf, text...)
+		out.buf = append(out.buf, b.text.buf[t.from:t.to]...)
 	}
 	out.end(']')
 	out.end('}')

@@ -1,7 +1,9 @@
 package httpserve
 
 import (
+	"bytes"
 	"compress/gzip"
+	"hash/maphash"
 	"net/http"
 	"slices"
 	"sync"
@@ -60,7 +62,8 @@ func (s *Server) batch(w http.ResponseWriter, r *request) error {
 		err := s.pool.Decide(ctx, r.Tenant, questions, func(i int, a tenants.Answer) {
 			for k, item := range items[i] {
 				if a.Of == 0 || a.Of == k+1 {
-					to.add(b.items[item], b.render(b.items[item], &a))
+					it := &b.items[item]
+					to.add(it, b.render(it, &a))
 				}
 			}
 		})
@@ -75,12 +78,13 @@ func (s *Server) batch(w http.ResponseWriter, r *request) error {
 type batch struct {
 	id      string
 	opts    *options
-	items   []*item
+	items   []item
 	common  ast.Object // nil: there is none, or it is no object
 	missing bool       // there are no inputs at all
 	start   time.Time
-	failed  int // items that have no answer
-	bytes   int // of the items that were rendered
+	failed  int    // items that have no answer
+	text    output // the items that were rendered, one after the other
+	bytes   int    // of these
 }
 
 // item is one question of a batch.
@@ -114,17 +118,16 @@ func batchOf(r *request, body *body) (*batch, error) {
 	if inputs[0] != '{' {
 		return nil, invalidf("inputs is not an object")
 	}
-	keys := map[string]bool{}
+	keys := map[string]struct{}{}
 	limit := r.Offers.Batch.Items
 	for key, text := range members(inputs) {
 		if len(b.items) == limit {
 			return nil, faultf(http.StatusRequestEntityTooLarge, codeTooLarge, "inputs has more than %d items", limit)
 		}
-		if keys[key] {
+		if keys[key] = struct{}{}; len(keys) == len(b.items) {
 			return nil, invalidf("inputs has a key twice")
 		}
-		keys[key] = true
-		b.items = append(b.items, &item{key: key, index: len(b.items), decisionID: tenants.NewDecisionID(), text: text})
+		b.items = append(b.items, item{key: key, index: len(b.items), decisionID: tenants.NewDecisionID(), text: text})
 	}
 	if common := m["common_input"]; common != nil {
 		if err := body.grow(valueFactor * int64(len(common))); err != nil {
@@ -142,22 +145,34 @@ func batchOf(r *request, body *body) (*batch, error) {
 // questions returns what is to be asked, and which items each question answers:
 // items whose texts are equal are one question.
 func (b *batch) questions(r *request, entry string) ([]tenants.Question, [][]int) {
-	first := make(map[string]int, len(b.items)) // :: text → index of its question
-	questions := make([]tenants.Question, 0, len(b.items))
-	items := make([][]int, 0, len(b.items))
-	for i, it := range b.items {
-		place := &decisionlog.Batch{Key: it.key, Index: i, Size: len(b.items)}
-		if k, ok := first[string(it.text)]; ok {
+	var (
+		n         = len(b.items)
+		seed      = maphash.MakeSeed()
+		first     = make(map[uint64]int, n) // :: hash of a text → index of its question
+		questions = make([]tenants.Question, 0, n)
+		items     = make([][]int, 0, n)
+		inputs    = make([]itemInput, n)
+		own       = make([]int, n) // :: item → itself, of which items has a part
+		asked     = r.question(entry, nil)
+	)
+	for i := range b.items {
+		it := &b.items[i]
+		place := &decisionlog.Batch{Key: it.key, Index: i, Size: n} // by itself: the log may keep one of many
+		hash := maphash.Bytes(seed, it.text)
+		k, known := first[hash]
+		if known && bytes.Equal(b.items[items[k][0]].text, it.text) {
 			questions[k].Twins = append(questions[k].Twins, tenants.Twin{DecisionID: it.decisionID, Batch: place})
 			items[k] = append(items[k], i)
 			continue
 		}
-		first[string(it.text)] = len(questions)
-		q := r.question(entry, &itemInput{b.common, it.text})
-		q.DecisionID, q.BatchDecisionID, q.Batch = it.decisionID, b.id, place
+		first[hash] = len(questions)
+		inputs[i] = itemInput{b.common, it.text}
+		q := asked
+		q.DecisionID, q.BatchDecisionID, q.Batch, q.Input = it.decisionID, b.id, place, &inputs[i]
 		q.Timed, q.BodyBytes = b.opts.metrics, int64(len(it.text))
 		questions = append(questions, q)
-		items = append(items, []int{i})
+		own[i] = i
+		items = append(items, own[i:i+1:i+1])
 	}
 	return questions, items
 }
@@ -186,41 +201,43 @@ func (in *itemInput) Input(needs tenants.Needs) (ast.Value, error) {
 // anything else as a whole. Both stay as they are, and the result shares their
 // terms.
 func merge(common, over ast.Object) ast.Object {
-	merged := ast.NewObjectWithCapacity(common.Len() + over.Len())
+	if over.Len() == 0 {
+		return common
+	}
+	var few [16][2]*ast.Term
+	members := few[:0]
 	common.Foreach(func(k, v *ast.Term) {
-		mine := over.Get(k)
-		if mine == nil {
-			merged.Insert(k, v)
-			return
+		if mine := over.Get(k); mine != nil {
+			a, isObject := v.Value.(ast.Object)
+			b, wasObject := mine.Value.(ast.Object)
+			if v = mine; isObject && wasObject {
+				v = ast.NewTerm(merge(a, b))
+			}
 		}
-		a, isObject := v.Value.(ast.Object)
-		b, wasObject := mine.Value.(ast.Object)
-		if isObject && wasObject {
-			mine = ast.NewTerm(merge(a, b))
-		}
-		merged.Insert(k, mine)
+		members = append(members, [2]*ast.Term{k, v})
 	})
 	over.Foreach(func(k, v *ast.Term) {
 		if common.Get(k) == nil {
-			merged.Insert(k, v)
+			members = append(members, [2]*ast.Term{k, v})
 		}
 	})
-	return merged
+	return ast.NewObject(members...)
 }
 
 // sink takes the answers to the items of a batch, as they come.
 type sink interface {
-	// add takes one that is rendered: members of an object without its braces.
+	// add takes one that is rendered.
 	add(*item, rendered)
 
 	// end ends the answer.
 	end(w http.ResponseWriter, r *request, parsed, took time.Duration) error
 }
 
-// rendered is the answer to an item, as members of a JSON object.
+// rendered is the answer to an item, as members of a JSON object without braces:
+// a part of what the batch has rendered.
 type rendered struct {
-	text []byte // without braces
-	ok   bool
+	from, to int
+	ok       bool
 }
 
 // The statuses of items: these two alone are known to clients.
@@ -238,7 +255,8 @@ func (r rendered) status() string {
 
 // render renders the answer to an item.
 func (b *batch) render(it *item, a *tenants.Answer) rendered {
-	out := newOutput()
+	out := &b.text
+	begun := len(out.buf)
 	out.begin('{')
 	out.string("decision_id", it.decisionID)
 	err := errorIn(a)
@@ -250,21 +268,21 @@ func (b *batch) render(it *item, a *tenants.Answer) rendered {
 	}
 	if err == nil && a.Decision.Value != nil {
 		err = out.value("result", a.Decision.Value)
-		if err == nil && b.bytes+len(out.buf) > maxAnswers {
+		if err == nil && b.bytes+len(out.buf)-begun > maxAnswers {
 			err = errAnswers
 		}
 	}
 	if err != nil {
 		b.failed++
-		out = newOutput()
+		out.buf = out.buf[:begun]
 		out.begin('{')
 		out.string("decision_id", it.decisionID)
 		f := failureOf(err)
 		out.string("code", f.code)
 		out.string("message", f.message)
 	}
-	b.bytes += len(out.buf)
-	return rendered{out.buf[1:], err == nil}
+	b.bytes += len(out.buf) - begun
+	return rendered{begun + 1, len(out.buf), err == nil}
 }
 
 // errAnswers: the answers of a batch are larger than they may be together.
@@ -300,10 +318,10 @@ func (o *whole) end(w http.ResponseWriter, r *request, parsed, took time.Duratio
 	if len(b.items) > 0 {
 		out.name("responses")
 		out.begin('{')
-		for i, it := range b.items {
-			out.name(it.key)
+		for i := range b.items {
+			out.name(b.items[i].key)
 			out.begin('{')
-			out.buf = append(out.buf, o.answers[i].text...)
+			out.buf = append(out.buf, b.text.buf[o.answers[i].from:o.answers[i].to]...)
 			if mixed {
 				out.string("http_status_code", o.answers[i].status())
 			}
@@ -354,8 +372,9 @@ func (l *lines) add(it *item, r rendered) {
 	l.out.int("index", int64(it.index))
 	l.out.string("http_status_code", r.status())
 	l.out.next()
-	l.out.buf = append(l.out.buf, r.text...)
+	l.out.buf = append(l.out.buf, l.batch.text.buf[r.from:r.to]...)
 	l.out.buf = append(l.out.buf, "}\n"...)
+	l.batch.text.buf = l.batch.text.buf[:0]
 	if len(l.out.buf) >= flushBytes {
 		l.flush()
 	} else if l.timer == nil {
