@@ -232,7 +232,7 @@ func (p *pieces) unknown(data []byte, depth int) []byte {
 func TestWirePieces(t *testing.T) {
 	r := wireRouter(t)
 	taken := 0
-	const rounds = 20_000
+	const rounds = 4000
 	for seed := range uint64(rounds) {
 		p := pieces{rand.New(rand.NewPCG(seed, 0)), seed%2 == 0}
 		if compareWire(t, r, p.message((*authv3.CheckRequest)(nil).ProtoReflect().Descriptor(), 0)) {
@@ -382,7 +382,10 @@ func FuzzWire(f *testing.F) {
 		p := pieces{rand.New(rand.NewPCG(seed, 1)), true}
 		f.Add(p.message((*authv3.CheckRequest)(nil).ProtoReflect().Descriptor(), 0))
 	}
-	for _, req := range recordedRequests(f) {
+	for i, req := range recordedRequests(f) {
+		if i%8 != 0 {
+			continue
+		}
 		data, err := proto.Marshal(req)
 		if err != nil {
 			f.Fatal(err)
