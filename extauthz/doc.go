@@ -8,7 +8,9 @@
 // A message is read from its bytes: of a small one a copy is made, of which all
 // strings of the input are parts. What Envoy does not send, such as a field
 // twice, protobuf reads first (decode.go), so that each message means, and is
-// refused as, what protobuf defines.
+// refused as, what protobuf defines. Of the input only those parts are made that
+// the policy can read (slice.go), and a response that says no more than yes or no
+// is bytes at once (reply.go), which Codec sends.
 //
 // The input document and the meaning of a decision are those of
 // opa-envoy-plugin, and so are the answers, but for what follows.
