@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
-	"strconv"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/ir"
@@ -287,6 +286,11 @@ func (c *compiler) builtin(s *ir.CallStmt) (step, error) {
 	if s.Func == ast.GlobMatch.Name && len(args) == 3 {
 		b.native = globMatch(args[1].term, c.patterns)
 	}
+	if s.Func == ast.RegexMatch.Name && len(args) == 2 {
+		if l, ok := s.Args[0].Value.(ir.Local); args[0].term != nil || ok && c.unit.stored[l] != nil {
+			b.native = regexMatch(c.regexps)
+		}
+	}
 	if b.native == nil {
 		b.native = c.tokens.native(s.Func)
 	}
@@ -366,7 +370,7 @@ func (b *builtin) call(m *machine) signal {
 		}
 		bctx = &m.bctx
 		if b.varies && bctx.Time == nil {
-			bctx.Time = ast.NewTerm(ast.Number(strconv.FormatInt(m.now(), 10)))
+			bctx.Time = m.timeTerm()
 		}
 	}
 	bctx.Location = b.loc

@@ -3,6 +3,7 @@ package plan
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"sync/atomic"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -100,7 +101,7 @@ func compile(p *ir.Policy, data ast.Object, indexes *indexes) (prog *Program, er
 		byName:  make(map[string]*function),
 		strings: make([]*ast.Term, len(p.Static.Strings)),
 		dynamic: &node{}, patterns: make(map[string]*patterns), paths: make(map[string]*inputPath),
-		indexes: indexes, tokens: new(tokens), searchedKeys: searchedKeys{}, givesKeys: map[string]keyKinds{},
+		indexes: indexes, tokens: new(tokens), regexps: new(remembered[*regexp.Regexp]), searchedKeys: searchedKeys{}, givesKeys: map[string]keyKinds{},
 	}
 	for i, s := range p.Static.Strings {
 		c.strings[i] = ast.InternedTerm(s.Value)
@@ -162,6 +163,7 @@ type compiler struct {
 	paths    map[string]*inputPath // :: keys → path
 	indexes  *indexes
 	tokens   *tokens
+	regexps  *remembered[*regexp.Regexp]
 	unit     *unit
 	nest     []blockKind
 

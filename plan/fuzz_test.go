@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -258,8 +259,17 @@ func FuzzNative(f *testing.F) {
 		f.Add(uint8(i), `[1, 2]`, `[1.0, 2]`, `[]`)
 		f.Add(uint8(i), `{1: 2}`, `1.0`, `"none"`)
 	}
+	for i := range 60 {
+		f.Add(uint8(i), `"a/b/c"`, `"/"`, `2`)
+		f.Add(uint8(i), `"%s-%v-%d"`, `["a", "b", 3]`, `2`)
+		f.Add(uint8(i), `" Ää "`, `" "`, `2`)
+		f.Add(uint8(i), `"^a.*b$"`, `"a, b"`, `2`)
+		f.Add(uint8(i), `"abc"`, `1`, `-1`)
+		f.Add(uint8(i), `"a%%b %v"`, `[1.0]`, `1`)
+	}
 	names := slices.Sorted(maps.Keys(natives))
-	names = append(names, ast.GlobMatch.Name)
+	names = slices.DeleteFunc(append(names, ast.GlobMatch.Name, ast.RegexMatch.Name), func(name string) bool { return name == ast.NowNanos.Name })
+	regexps := regexMatch(new(remembered[*regexp.Regexp]))
 	known := make(map[string]*patterns)
 	f.Fuzz(func(t *testing.T, which uint8, a, b, c string) {
 		name := names[int(which)%len(names)]
@@ -274,12 +284,15 @@ func FuzzNative(f *testing.F) {
 			args = append(args, operand{term: term})
 		}
 		n := natives[name]
+		if name == ast.RegexMatch.Name {
+			n = regexps
+		}
 		if name == ast.GlobMatch.Name {
 			if n = globMatch(terms[1], known); n == nil {
 				return
 			}
 		}
-		got, ok := n(nil, args)
+		got, ok := n(new(machine), args)
 		if !ok {
 			return
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"strconv"
 	"sync"
 	"time"
 
@@ -95,6 +96,7 @@ type machine struct {
 	bctx    topdown.BuiltinContext
 	loc     topdown.BuiltinContext // for builtins that look at no context
 	ready   bool                   // bctx is set
+	time    *ast.Term              // that the policy sees, once it has been asked for
 	output  *ast.Term              // of the builtin that was called last
 	outputs []*ast.Term            // of a relation
 	// operands are those of the builtin that is called, which must not keep the slice.
@@ -250,7 +252,7 @@ func (m *machine) reset() {
 		m.bctx = topdown.BuiltinContext{Cache: m.bctx.Cache}
 		m.ready = false
 	}
-	m.loc.Location = nil
+	m.loc.Location, m.time = nil, nil
 	clear(m.called)
 	clear(m.found)
 	m.output, m.result, m.several, m.all = nil, nil, false, nil
@@ -328,6 +330,14 @@ func (m *machine) now() int64 {
 		m.env.Time = time.Now()
 	}
 	return m.env.Time.UnixNano()
+}
+
+// timeTerm is now as a number of the policy, the same one each time.
+func (m *machine) timeTerm() *ast.Term {
+	if m.time == nil {
+		m.time = ast.NewTerm(ast.Number(strconv.FormatInt(m.now(), 10)))
+	}
+	return m.time
 }
 
 // context makes what builtins see, once for an evaluation.

@@ -3,7 +3,6 @@ package plan
 import (
 	"strconv"
 	"strings"
-	"sync"
 
 	"github.com/gobwas/glob"
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -209,8 +208,9 @@ func small(t *ast.Term) (int64, bool) {
 	return i, err == nil && i <= maxInt && i >= -maxInt
 }
 
-// Bounds of the patterns that a Program remembers for each set of delimiters. When there are as many the
-// rest are left to the registry and what it remembers.
+// Bounds of the patterns that a Program remembers: for each set of delimiters, and of
+// regex.match. When there are as many the rest are left to the registry and what it
+// remembers.
 const (
 	maxPatterns = 1024
 	maxPattern  = 256 // bytes
@@ -218,39 +218,12 @@ const (
 
 // patterns are compiled patterns with the same delimiters.
 type patterns struct {
+	remembered[*glob.Pattern]
 	delimiters []rune
-
-	mu    sync.RWMutex
-	known map[string]*glob.Pattern
 }
 
-// get returns a compiled pattern, or nil where it does not compile or there is no
-// room for it.
-func (p *patterns) get(pattern string) *glob.Pattern {
-	if len(pattern) > maxPattern {
-		return nil
-	}
-	p.mu.RLock()
-	g, ok := p.known[pattern]
-	full := len(p.known) >= maxPatterns
-	p.mu.RUnlock()
-	if ok || full {
-		return g
-	}
-	pattern = strings.Clone(pattern)
-	g, err := glob.Compile(pattern, p.delimiters...)
-	if err != nil {
-		return nil
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.known == nil {
-		p.known = make(map[string]*glob.Pattern)
-	}
-	if len(p.known) < maxPatterns {
-		p.known[pattern] = g
-	}
-	return g
+func (p *patterns) compile(pattern string) (*glob.Pattern, error) {
+	return glob.Compile(pattern, p.delimiters...)
 }
 
 // globMatch returns the native form of glob.match for delimiters that are known,
@@ -287,8 +260,8 @@ func globMatch(delimiters *ast.Term, all map[string]*patterns) native {
 		if !ok {
 			return nil, false
 		}
-		g := p.get(string(pattern))
-		if g == nil {
+		g, ok := p.get(string(pattern), p.compile)
+		if !ok {
 			return nil, false
 		}
 		return truth(g.Match(string(s))), true
