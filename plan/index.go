@@ -17,14 +17,18 @@ type index struct {
 	some   map[string][]int // :: value → blocks that are run beside those
 }
 
-// minIndexed is with how many constants rules must compare the same part for an
-// index to pay.
-const minIndexed = 4
+// An index pays where rules compare the same part with so many constants, or where
+// so many rules compare it with at least two.
+const (
+	minIndexed      = 4
+	minIndexedRules = 16
+)
 
 // indexOf returns the index of a function, or nil.
 func (c *compiler) indexOf(f *ir.Func) *index {
 	guards := make([][]guard, len(f.Blocks))
 	values := map[string]map[string]bool{} // :: part of the input → constants it is compared with
+	rules := map[string]int{}              // :: part of the input → comparisons with it
 	for i, b := range f.Blocks {
 		guards[i] = c.guardsOf(b)
 		for _, g := range guards[i] {
@@ -32,6 +36,7 @@ func (c *compiler) indexOf(f *ir.Func) *index {
 				values[g.name()] = map[string]bool{}
 			}
 			values[g.name()][g.value] = true
+			rules[g.name()]++
 		}
 	}
 	best := ""
@@ -40,7 +45,7 @@ func (c *compiler) indexOf(f *ir.Func) *index {
 			best = name
 		}
 	}
-	if len(values[best]) < minIndexed {
+	if n := len(values[best]); n < minIndexed && (n < 2 || rules[best] < minIndexedRules) {
 		return nil
 	}
 	x := &index{some: map[string][]int{}}

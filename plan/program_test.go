@@ -393,3 +393,21 @@ func TestAllocations(t *testing.T) {
 		}
 	}
 }
+
+// Of many rules that compare a part of the input with one of two texts, those are run
+// that can hold, with all others that are there.
+func TestRulesByFewTexts(t *testing.T) {
+	module := "package t\n\ndefault p := \"none\"\n"
+	for i := range 24 {
+		module += fmt.Sprintf("\np := %d if {\n\tinput.method == %q\n\tinput.path == [\"a\", %d]\n}\n", i, []string{"GET", "PUT"}[i%2], i%20)
+		module += fmt.Sprintf("\ns contains %d if {\n\tinput.method == %q\n\tinput.n > %d\n} \n", i, []string{"GET", "PUT"}[i%2], i)
+	}
+	module += "\np := \"any\" if input.path == [\"b\"]\n\np := \"late\" if {\n\tinput.method == \"PUT\"\n\tinput.late\n} else := \"later\" if input.later\n\ns contains \"any\" if input.any\n"
+	for _, rule := range []string{"p", "s"} {
+		ask(t, module, "data.t."+rule+" = result", map[string]any{},
+			`{"method": "GET", "path": ["a", 4], "n": 9}`, `{"method": "PUT", "path": ["a", 5], "n": 3.5}`, `{"method": "PUT", "path": ["a", 4], "n": 100}`,
+			`{"method": "GET", "path": ["a", 1]}`, `{"method": "GET", "path": ["a", 0]}`, `{"method": "PUT", "path": ["a", 1]}`, `{"method": "GET", "path": ["b"], "any": true}`, `{"path": ["b"]}`,
+			`{"method": "POST", "path": ["a", 4], "n": 1, "any": 1}`, `{"method": ["GET"]}`, `{"method": "PUT", "late": 1, "later": 1}`,
+			`{"method": "GET", "late": 1, "later": 1}`, `{"later": 1}`, `{}`, `[]`)
+	}
+}
