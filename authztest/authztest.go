@@ -214,8 +214,11 @@ func Pool(t testing.TB, cfg tenants.Config) *tenants.Pool {
 	return p
 }
 
-// Input is a tenants.Input that is a JSON text, or else an error.
+// Input is a tenants.Input that is a JSON text, or else an error. It is recorded as
+// it is, as the inputs of checks are.
 type Input string
+
+var _ tenants.Recorded = Input("")
 
 // Input returns the value of the text.
 func (i Input) Input(tenants.Needs) (ast.Value, error) {
@@ -227,6 +230,19 @@ func (i Input) Input(tenants.Needs) (ast.Value, error) {
 		return nil, fmt.Errorf("%w: %w", tenants.ErrInvalid, err)
 	}
 	return v, nil
+}
+
+// Weight is that of the text.
+func (i Input) Weight() int64 { return int64(len(i)) }
+
+// WriteInput writes the value of the text.
+func (i Input) WriteInput(w tenants.Writer, needs tenants.Needs) bool {
+	v, err := i.Input(needs)
+	if err != nil {
+		return false
+	}
+	w.Value(v)
+	return true
 }
 
 // Ask asks a tenant one question about the JSON text input.

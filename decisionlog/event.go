@@ -74,10 +74,14 @@ type Event struct {
 // events are events that are not in use.
 var events = sync.Pool{New: func() any { return &Event{pooled: true} }}
 
-// NewEvent returns an empty event, which is used again for another once a Log that
-// has recorded it, or refused to, is done with it. One that is never recorded may
-// just be left.
-func NewEvent() *Event { return events.Get().(*Event) }
+// Copy returns a copy for a Log. It is used again for another event once the Log
+// is done with it.
+func (e *Event) Copy() *Event {
+	own := events.Get().(*Event)
+	*own = *e
+	own.pooled = true
+	return own
+}
 
 // free is called when nobody needs the event any more.
 func (e *Event) free() {

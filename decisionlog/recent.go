@@ -170,6 +170,7 @@ func (ls *Logs) Remember(m *Memory) {
 	d.Memory, d.bytes = *m, size
 	d.Filter = nil
 	if bare {
+		d.Document = nil
 		d.Input, d.Result, d.NDBuiltinCache, d.Headers, d.Bare = nil, nil, nil, nil, true
 	}
 	r.bytes += size

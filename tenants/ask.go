@@ -239,7 +239,7 @@ func (c *call) put(j *job, i int, q *Question, entry string, begun, deadline tim
 	if j.guard != nil {
 		j.guarding = j.guard.current.Load()
 	}
-	j.needs = c.needs(entry, j.guarding)
+	j.needs = c.needs(q, entry, j.guarding)
 	j.needs.Cancel = &j.cancel
 	j.observes, j.observed.WantBuiltins = q.Timed || c.in.observes(), c.in.settings.NDBuiltinCache
 	if span != nil {

@@ -151,7 +151,11 @@ func (p *Pool) recall(id ID, q *ExplainQuery) (*decisionlog.Memory, error) {
 	case found[0].Bare:
 		return nil, fmt.Errorf("%w: %q was too large to be remembered with its input", ErrNotRemembered, q.DecisionID)
 	}
-	return found[0], nil
+	m := found[0]
+	var err error
+	m.Input, err = inputOf(m)
+	m.Document = nil
+	return m, err
 }
 
 // asks sees to it that m says which entry point is asked, and how.

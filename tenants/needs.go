@@ -53,10 +53,11 @@ func (n Needs) whole() Needs {
 }
 
 // needs says what a question to an entry point needs. The guard, which is asked
-// first, sees the same input. What is recorded has the whole of it.
-func (c *call) needs(entry string, guard *revision) Needs {
+// first, sees the same input. What is recorded has the whole of it, which is made
+// here unless the input is Recorded.
+func (c *call) needs(q *Question, entry string, guard *revision) Needs {
 	needs := c.in.needs
-	if c.in.observes() {
+	if _, recorded := q.Input.(Recorded); !recorded && c.in.observes() {
 		needs.All = true
 	} else if needs.Slice = c.rev.policy.Slice(entry); guard != nil {
 		needs.Slice = c.in.joined.of(needs.Slice, guard.policy.Slice(c.pool.guard.settings.Entry))

@@ -24,16 +24,11 @@ func (c *call) record(q *Question, a *Answer, r *result, took time.Duration) err
 	if log == nil && !remembers {
 		return nil
 	}
-	input, err := wholeInput(q.Input, r.input, r.needs)
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrNotLogged, err)
-	}
 	e := decisionlog.Event{
 		DecisionID: q.DecisionID, BatchDecisionID: q.BatchDecisionID, Batch: q.Batch,
 		TraceID: q.TraceID, SpanID: q.SpanID, RequestedBy: q.RequestedBy, RequestID: q.RequestID,
 		Timestamp:     time.Now(),
 		Path:          q.Entry,
-		Input:         input,
 		Error:         a.Err,
 		ServerHandler: took,
 		QueryEval:     r.observed.Duration,
@@ -45,10 +40,7 @@ func (c *call) record(q *Question, a *Answer, r *result, took time.Duration) err
 	if c.rev != nil {
 		e.Bundles, e.Filter = c.rev.bundles, c.rev.filter
 	}
-	switch {
-	case errors.Is(a.Err, ErrInvalid):
-		e.Input = ast.Null{} // as opa-envoy-plugin has it
-	case a.Err == nil:
+	if a.Err == nil {
 		e.Result = a.Decision.Value
 		if c.in.settings.NDBuiltinCache {
 			e.NDBuiltinCache = r.observed.Builtins
@@ -56,10 +48,12 @@ func (c *call) record(q *Question, a *Answer, r *result, took time.Duration) err
 	}
 	e.Custom = c.customOf(a)
 	e.Outcome = outcomeNames[outcomeOf(a)]
-	e.Size = decisionlog.SizeOf(e.Input, e.Result, e.NDBuiltinCache)
+	err := keepInput(&e, q, r)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrNotLogged, err)
+	}
 	if log != nil {
-		logged := e // the log's own
-		if err = log.Record(c.deadline(c.start), &logged); err != nil {
+		if err = log.Record(c.deadline(c.start), e.Copy()); err != nil {
 			err = fmt.Errorf("%w: %w", ErrNotLogged, err)
 		}
 	}
