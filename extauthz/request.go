@@ -58,11 +58,21 @@ type plainInput struct {
 
 // Input makes the input document, at any time and any number of times.
 func (in *plainInput) Input(needs tenants.Needs) (ast.Value, error) {
-	if !utf8.ValidString(in.request.Path) {
+	a := in.made()
+	if a == nil {
 		return nil, fmt.Errorf("%w: path is not UTF-8", tenants.ErrInvalid)
 	}
-	in.once.Do(func() { in.asked = in.request.asked() })
-	return inputOf(in.asked, in.decisionID, needs, in.descriptors)
+	return inputOf(a, in.decisionID, needs, in.descriptors)
+}
+
+// made returns the request as Envoy describes it; nil: its path is not UTF-8.
+func (in *plainInput) made() *asked {
+	in.once.Do(func() {
+		if utf8.ValidString(in.request.Path) {
+			in.asked = in.request.asked()
+		}
+	})
+	return in.asked
 }
 
 // asked returns the request as Envoy describes it.

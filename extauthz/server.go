@@ -219,6 +219,7 @@ type check struct {
 	asked
 	descriptors map[string]*Descriptors
 	question    [1]tenants.Question
+	weight      int64 // of what is kept of it once it is answered, in bytes
 	answer      tenants.Answer
 	answered    bool
 }
@@ -235,7 +236,7 @@ func (s *Server) check(ctx context.Context, text string) (reply, error) {
 		q := tenants.Question{DecisionID: tenants.NewDecisionID(), Trace: traceOf(ctx, &c.asked, s.propagators)}
 		return s.refuse(err, &q)
 	}
-	c.descriptors = routing.descriptors
+	c.descriptors, c.weight = routing.descriptors, sizeCheck+int64(len(text))
 	c.question[0] = tenants.Question{
 		DecisionID: tenants.NewDecisionID(),
 		Entry:      entryOf(&c.asked),
@@ -257,7 +258,9 @@ func (s *Server) check(ctx context.Context, text string) (reply, error) {
 	if err := c.answer.Err; err != nil && s.log.Enabled(ctx, slog.LevelDebug) {
 		s.log.DebugContext(ctx, "check has no decision", "tenant", id, c.question[0].Attrs(), "error", err)
 	}
-	return replyOf(&c.answer, decisionID)
+	r, err := replyOf(&c.answer, decisionID)
+	c.answer = tenants.Answer{} // a decision log may keep the check
+	return r, err
 }
 
 // A proxy's time runs while it sends, and ours only from when the call begins.
