@@ -55,12 +55,12 @@ type ticket struct {
 // bytes. What is not in use the collector takes away.
 const (
 	minText = 1 << 12
-	maxText = 1 << 24
+	maxText = 1 << 20
 )
 
 // unusedTexts have texts that are not in use, by the power of two that they have
 // room for at least.
-var unusedTexts [25]sync.Pool
+var unusedTexts [21]sync.Pool
 
 // newText returns an empty text with room for n bytes at least.
 func newText(n int) []byte {
@@ -88,6 +88,7 @@ type gathering struct {
 	text    []byte
 	lens    []uint32  // of each event in text, the separator included
 	tickets []*ticket // of each event; empty if the log has one sink
+	before  int       // bytes of text that the gathering before this one had
 }
 
 // sizeGathered is what an event takes beside its text, sizeGathering what the
@@ -99,7 +100,11 @@ const (
 
 func (g *gathering) add(text []byte, separator byte, t *ticket) {
 	if n := len(g.text) + len(text) + 1; n > cap(g.text) {
-		grown := append(newText(max(n, 2*len(g.text))), g.text...)
+		room := max(n, 2*len(g.text))
+		if len(g.text) == 0 { // about as much as before comes, most often
+			room = max(n, g.before+g.before/8)
+		}
+		grown := append(newText(room), g.text...)
 		freeText(g.text)
 		g.text = grown
 	}

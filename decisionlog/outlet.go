@@ -115,7 +115,7 @@ func (o *outlet) seal() {
 	l := o.log
 	l.mu.Lock()
 	g, limit, most := o.open, o.shape.limit, o.shape.most
-	o.open = gathering{}
+	o.open = gathering{before: len(g.text)}
 	l.mu.Unlock()
 
 	var chunks []*chunk
@@ -413,7 +413,7 @@ func (o *outlet) rest() (wait time.Duration, ok bool) {
 			return -1, false
 		}
 		g := o.open
-		o.open = gathering{}
+		o.open = gathering{before: len(g.text)}
 		o.replace(0, g.held(), []*chunk{lines(g)}, nil)
 		return 0, true
 	}
