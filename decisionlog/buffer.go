@@ -1,7 +1,7 @@
 package decisionlog
 
 import (
-	"math/bits"
+	"bytes"
 	"slices"
 	"sync"
 )
@@ -51,44 +51,54 @@ type ticket struct {
 	reason reason // of the first that dropped it
 }
 
-// Texts of gatherings are used again, those that have room for minText to maxText
-// bytes. What is not in use the collector takes away.
+// Texts gather in blocks, which are used again; up to unusedBlocks of them are kept
+// for that, 8 MiB. A pool would not do: the collector empties it between two
+// deliveries.
 const (
-	minText = 1 << 12
-	maxText = 1 << 20
+	blockBytes   = 64 << 10
+	unusedBlocks = 128
 )
 
-// unusedTexts have texts that are not in use, by the power of two that they have
-// room for at least.
-var unusedTexts [21]sync.Pool
-
-// newText returns an empty text with room for n bytes at least.
-func newText(n int) []byte {
-	if n < minText || n > maxText {
-		return make([]byte, 0, n)
-	}
-	power := bits.Len(uint(n - 1))
-	if text, ok := unusedTexts[power].Get().(*[]byte); ok {
-		return *text
-	}
-	return make([]byte, 0, 1<<power)
+// blocks are those that are not in use.
+var blocks struct {
+	mu     sync.Mutex
+	unused [][]byte
 }
 
-// freeText has a text used again, which nobody may look at any more.
-func freeText(text []byte) {
-	if n := cap(text); n >= minText && n <= maxText {
-		text = text[:0]
-		unusedTexts[bits.Len(uint(n))-1].Put(&text)
+// newBlock returns an empty block with room for n bytes at least.
+func newBlock(n int) []byte {
+	if n <= blockBytes/2 || n > blockBytes {
+		return make([]byte, 0, n)
+	}
+	blocks.mu.Lock()
+	defer blocks.mu.Unlock()
+	last := len(blocks.unused) - 1
+	if last < 0 {
+		return make([]byte, 0, blockBytes)
+	}
+	b := blocks.unused[last]
+	blocks.unused = blocks.unused[:last]
+	return b
+}
+
+// freeBlocks has blocks used again, which nobody may look at any more.
+func freeBlocks(list [][]byte) {
+	blocks.mu.Lock()
+	defer blocks.mu.Unlock()
+	for _, b := range list {
+		if cap(b) == blockBytes && len(blocks.unused) < unusedBlocks {
+			blocks.unused = append(blocks.unused, b[:0])
+		}
 	}
 }
 
 // gathering is the JSON of events that are to become a chunk, each with a byte
 // that separates it from the next. It does not lock; its owner does.
 type gathering struct {
-	text    []byte
-	lens    []uint32  // of each event in text, the separator included
+	blocks  [][]byte  // the text; each event is in one
+	size    int       // of the text
+	lens    []uint32  // of each event in the text, the separator included
 	tickets []*ticket // of each event; empty if the log has one sink
-	before  int       // bytes of text that the gathering before this one had
 }
 
 // sizeGathered is what an event takes beside its text, sizeGathering what the
@@ -99,17 +109,15 @@ const (
 )
 
 func (g *gathering) add(text []byte, separator byte, t *ticket) {
-	if n := len(g.text) + len(text) + 1; n > cap(g.text) {
-		room := max(n, 2*len(g.text))
-		if len(g.text) == 0 { // about as much as before comes, most often
-			room = max(n, g.before+g.before/8)
-		}
-		grown := append(newText(room), g.text...)
-		freeText(g.text)
-		g.text = grown
+	n := len(text) + 1
+	last := len(g.blocks) - 1
+	if last < 0 || n > cap(g.blocks[last])-len(g.blocks[last]) {
+		g.blocks = append(g.blocks, newBlock(max(n, min(g.size, blockBytes))))
+		last++
 	}
-	g.text = append(append(g.text, text...), separator)
-	g.lens = append(g.lens, uint32(len(text)+1))
+	g.blocks[last] = append(append(g.blocks[last], text...), separator)
+	g.size += n
+	g.lens = append(g.lens, uint32(n))
 	if t != nil {
 		g.tickets = append(g.tickets, t)
 	}
@@ -120,7 +128,7 @@ func (g *gathering) held() int64 {
 	if len(g.lens) == 0 {
 		return 0
 	}
-	return sizeGathering + int64(len(g.text)) + sizeGathered*int64(len(g.lens))
+	return sizeGathering + int64(g.size) + sizeGathered*int64(len(g.lens))
 }
 
 // more is how much larger held would be with one more event.
@@ -138,8 +146,19 @@ func (g *gathering) cut(n int) gathering {
 	for _, l := range g.lens[:n] {
 		size += int(l)
 	}
-	first := gathering{text: g.text[:size:size], lens: g.lens[:n:n]}
-	g.text, g.lens = g.text[size:], g.lens[n:]
+	first := gathering{size: size, lens: g.lens[:n:n]}
+	g.size, g.lens = g.size-size, g.lens[n:]
+	whole := 0 // blocks that are cut off
+	for size > 0 && len(g.blocks[whole]) <= size {
+		size -= len(g.blocks[whole])
+		whole++
+	}
+	first.blocks = slices.Clone(g.blocks[:whole])
+	g.blocks = g.blocks[whole:]
+	if size > 0 {
+		first.blocks = append(first.blocks, g.blocks[0][:size:size])
+		g.blocks[0] = g.blocks[0][size:]
+	}
 	if len(g.tickets) > 0 {
 		first.tickets = g.tickets[:n:n]
 		g.tickets = g.tickets[n:]
@@ -147,8 +166,10 @@ func (g *gathering) cut(n int) gathering {
 	return first
 }
 
-// exact returns it without room to grow.
-func (g gathering) exact() gathering {
-	g.text, g.lens, g.tickets = slices.Clip(g.text), slices.Clip(g.lens), slices.Clip(g.tickets)
-	return g
+// text returns the text in one piece, without room to grow.
+func (g *gathering) text() []byte {
+	if len(g.blocks) == 1 {
+		return slices.Clip(g.blocks[0])
+	}
+	return bytes.Join(g.blocks, nil)
 }

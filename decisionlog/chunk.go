@@ -52,8 +52,8 @@ func newChunk(body []byte, g gathering) *chunk {
 
 // lines makes a chunk of a gathering as it is.
 func lines(g gathering) *chunk {
-	g = g.exact()
-	return newChunk(g.text, g)
+	g.lens, g.tickets = slices.Clip(g.lens), slices.Clip(g.tickets)
+	return newChunk(g.text(), g)
 }
 
 // pack makes chunks of a gathering, each at most limit bytes compressed. Where
@@ -64,7 +64,7 @@ func pack(k kind, g gathering, limit, most int64) (chunks []*chunk, lost []gathe
 	if len(g.lens) == 0 {
 		return nil, nil
 	}
-	body := compress(k, g.text)
+	body := compress(k, g.blocks)
 	switch {
 	case int64(len(body)) <= limit, len(g.lens) == 1 && int64(len(body)) <= most:
 		return []*chunk{newChunk(body, gathering{lens: slices.Clone(g.lens), tickets: slices.Clone(g.tickets)})}, nil
@@ -88,7 +88,7 @@ func split(k kind, c *chunk) (chunks []*chunk, lost []gathering, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	g := gathering{text: text, lens: c.lens, tickets: c.tickets}
+	g := gathering{blocks: [][]byte{text}, size: len(text), lens: c.lens, tickets: c.tickets}
 	parts := []gathering{g}
 	if len(g.lens) > 1 {
 		first := g.cut(len(g.lens) / 2)
@@ -108,10 +108,11 @@ func split(k kind, c *chunk) (chunks []*chunk, lost []gathering, err error) {
 // withoutNDCache returns a gathering of one event without its nd_builtin_cache.
 // It reports false where the event has none.
 func withoutNDCache(k kind, g gathering) (gathering, bool) {
-	if !bytes.Contains(g.text, []byte(`"nd_builtin_cache"`)) {
+	text := g.blocks[0] // it has one event
+	if !bytes.Contains(text, []byte(`"nd_builtin_cache"`)) {
 		return g, false
 	}
-	body := g.text[:len(g.text)-1]
+	body := text[:len(text)-1]
 	var outcome []byte
 	if k == kindRecords {
 		outcome, body, _ = bytes.Cut(body, []byte{' '})
@@ -152,17 +153,22 @@ var compressors = sync.Pool{New: func() any {
 }}
 
 // compress compresses the text of a gathering, which is not empty.
-func compress(k kind, text []byte) []byte {
+func compress(k kind, text [][]byte) []byte {
 	c := compressors.Get().(*compressor)
 	defer compressors.Put(c)
 	c.out.Reset()
 	c.gzip.Reset(&c.out) // a Buffer takes all, so that nothing below fails
 	if k == kindService {
 		c.gzip.Write([]byte{'['})
-		c.gzip.Write(text[:len(text)-1])
+	}
+	for i, block := range text {
+		if k == kindService && i == len(text)-1 {
+			block = block[:len(block)-1]
+		}
+		c.gzip.Write(block)
+	}
+	if k == kindService {
 		c.gzip.Write([]byte{']'})
-	} else {
-		c.gzip.Write(text)
 	}
 	c.gzip.Close()
 	body := bytes.Clone(c.out.Bytes())

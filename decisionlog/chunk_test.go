@@ -99,10 +99,49 @@ func TestGathering(t *testing.T) {
 		}
 	}
 	first := g.cut(5)
-	if len(first.lens) != 5 || len(first.text) != 0+1+2+3+4+5 || len(g.lens) != 15 || g.text[5] != '\n' {
-		t.Errorf("got %q and %q", first.text, g.text)
+	if rest := g.text(); len(first.lens) != 5 || string(first.text()) != "\nx\nxx\nxxx\nxxxx\n" || len(g.lens) != 15 || !bytes.HasPrefix(rest, []byte("xxxxx\n")) {
+		t.Errorf("got %q and %q", first.text(), rest)
 	}
 	if all := g.cut(15); g.held() != 0 || len(all.lens) != 15 {
 		t.Errorf("holds %d", g.held())
+	}
+}
+
+// However a gathering is cut, its events are there in their order, in blocks that
+// have been used for others before.
+func TestGatheringCut(t *testing.T) {
+	for seed := range uint64(200) {
+		r := rand.New(rand.NewPCG(seed, 0))
+		var g gathering
+		var want []byte
+		for range 1 + r.IntN(300) {
+			text := bytes.Repeat([]byte{byte('a' + r.IntN(26))}, r.IntN(1<<r.IntN(18)))
+			want = append(append(want, text...), '\n')
+			g.add(text, '\n', &ticket{})
+		}
+		whole := g
+		if got := g.text(); !bytes.Equal(got, want) || g.size != len(want) {
+			t.Fatalf("gathered %d bytes, want %d", len(got), len(want))
+		}
+		var got []byte
+		for len(g.lens) > 0 {
+			part := g.cut(r.IntN(len(g.lens) + 1))
+			if r.IntN(2) == 0 {
+				half := part.cut(len(part.lens) / 2)
+				got = append(got, half.text()...)
+			}
+			sum := 0
+			for _, n := range part.lens {
+				sum += int(n)
+			}
+			if len(part.text()) != part.size || sum != part.size || len(part.tickets) != len(part.lens) {
+				t.Fatalf("%d events of %d bytes, and %d tickets, are %d bytes", len(part.lens), part.size, len(part.tickets), sum)
+			}
+			got = append(got, part.text()...)
+		}
+		if !bytes.Equal(got, want) || g.size != 0 {
+			t.Fatalf("cut to %d bytes, want %d", len(got), len(want))
+		}
+		freeBlocks(whole.blocks)
 	}
 }

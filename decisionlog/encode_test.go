@@ -306,7 +306,7 @@ func BenchmarkEncode(b *testing.B) {
 		size := 0
 		b.ReportAllocs()
 		for b.Loop() {
-			size = len(compress(kindService, g.text))
+			size = len(compress(kindService, g.blocks))
 		}
 		b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/100, "ns/event")
 		b.ReportMetric(float64(size)/100, "bytes/event")

@@ -307,7 +307,7 @@ func (l *Log) gather(b *encoded) (full []*outlet) {
 		text := o.pick(b.texts)
 		o.bytes += o.open.more(text)
 		o.open.add(text, o.kind.separator(), all)
-		if int64(len(o.open.text)) >= o.shape.gather {
+		if int64(o.open.size) >= o.shape.gather {
 			o.sealing = true
 			full = append(full, o)
 		}

@@ -115,7 +115,7 @@ func (o *outlet) seal() {
 	l := o.log
 	l.mu.Lock()
 	g, limit, most := o.open, o.shape.limit, o.shape.most
-	o.open = gathering{before: len(g.text)}
+	o.open = gathering{}
 	l.mu.Unlock()
 
 	var chunks []*chunk
@@ -127,9 +127,8 @@ func (o *outlet) seal() {
 	} else {
 		chunks, lost = pack(o.kind, g, limit, most)
 	}
-	size := len(g.text)
-	if !o.kind.direct() { // chunks have bytes of their own, and of what is lost only the number counts
-		freeText(g.text)
+	if !o.kind.direct() || len(g.blocks) > 1 { // chunks have bytes of their own, and of what is lost only the number counts
+		freeBlocks(g.blocks)
 	}
 
 	l.mu.Lock()
@@ -140,7 +139,7 @@ func (o *outlet) seal() {
 		body += len(c.body)
 	}
 	if !o.kind.direct() {
-		o.shape.packed(size, body)
+		o.shape.packed(g.size, body)
 	}
 	o.replace(len(o.chunks), g.held(), chunks, lost)
 }
@@ -413,7 +412,7 @@ func (o *outlet) rest() (wait time.Duration, ok bool) {
 			return -1, false
 		}
 		g := o.open
-		o.open = gathering{before: len(g.text)}
+		o.open = gathering{}
 		o.replace(0, g.held(), []*chunk{lines(g)}, nil)
 		return 0, true
 	}
