@@ -66,7 +66,7 @@ func TestBaseCache(t *testing.T) {
 	for i, entry := range entries {
 		for _, input := range inputs {
 			v := ast.MustParseTerm(input)
-			own := p.entries[entry].query
+			own, _ := p.queryOf(p.entries[entry])
 			own.WithBaseCache(nil).WithInput(v).WithRuntime(noRuntime)
 			want, wantErr := run(t.Context(), &own)
 			got, err := p.Eval(t.Context(), entry, v.Value, nil, nil)

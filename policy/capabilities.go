@@ -22,3 +22,11 @@ func capabilitiesWithout(names ...string) *ast.Capabilities {
 	c.AllowNet = []string{}
 	return c
 }
+
+// capabilitiesOf returns what a policy of these options may do.
+func capabilitiesOf(opts *Options) *ast.Capabilities {
+	if opts.Network {
+		return networkCapabilities
+	}
+	return capabilities
+}

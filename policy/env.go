@@ -14,7 +14,8 @@ import (
 // Env is what an evaluation takes from the tenant it answers for. It lives as
 // long as the tenant and is used by any number of evaluations at once.
 type Env struct {
-	runtime *ast.Term
+	labels  map[string]string
+	shown   atomic.Pointer[ast.Term] // what opa.runtime gives; nil: it was not asked for
 	values  *valueCaches
 	answers *sendCache                    // nil: no network
 	network topdown.CustomizeRoundTripper // nil: no network
@@ -24,7 +25,7 @@ type Env struct {
 // EnvOptions are what an Env is made of. The zero EnvOptions are good.
 type EnvOptions struct {
 	// Labels are all that opa.runtime shows, at config.labels, beside OPA's
-	// version.
+	// version. They must not be changed.
 	Labels map[string]string
 
 	// Caching says what is remembered between questions.
@@ -79,7 +80,7 @@ func NewEnv(labels map[string]string) *Env {
 // NewEnvWith returns the Env of a tenant. It takes little memory until there is
 // something to remember, and owns no goroutine.
 func NewEnvWith(opts EnvOptions) *Env {
-	env := &Env{runtime: runtimeOf(opts.Labels), values: newValueCaches(opts.Caching), again: opts.Again}
+	env := &Env{labels: opts.Labels, values: newValueCaches(opts.Caching), again: opts.Again}
 	if opts.Network != nil {
 		env.answers = newSendCache(opts.Caching)
 		env.network = opts.Network.tenant()
@@ -88,11 +89,25 @@ func NewEnvWith(opts EnvOptions) *Env {
 }
 
 // lend gives an evaluation what is the tenant's.
-func (env *Env) lend(q *topdown.Query) {
-	q.WithRuntime(env.runtime).WithInterQueryBuiltinValueCache(env.values)
+func (env *Env) lend(q *topdown.Query, e *entry) {
+	q.WithRuntime(env.runtime(e)).WithInterQueryBuiltinValueCache(env.values)
 	if env.network != nil {
 		q.WithInterQueryBuiltinCache(env.answers).WithHTTPRoundTripper(env.network)
 	}
+}
+
+// runtime returns what opa.runtime shows to an entry point, which is made when
+// the first asks for it.
+func (env *Env) runtime(e *entry) *ast.Term {
+	if !e.reads.runtime {
+		return noRuntime
+	}
+	t := env.shown.Load()
+	if t == nil {
+		t = runtimeOf(env.labels)
+		env.shown.Store(t)
+	}
+	return t
 }
 
 var noRuntime = runtimeOf(nil)

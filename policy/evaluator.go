@@ -70,8 +70,8 @@ func (p *Policy) Evaluated(observed bool) []Evaluated {
 }
 
 // plan has the entry point run by its plan, if that can be.
-func (p *Policy) plan(e *entry, body ast.Body) {
-	planned, err := plan.Of(p.compiler, body)
+func (p *Policy) plan(compiler *ast.Compiler, e *entry, body ast.Body) {
+	planned, err := plan.Of(compiler, body)
 	if err == nil {
 		e.program, err = plan.Compile(planned, p.store.root.Value().(ast.Object))
 	}
@@ -91,12 +91,12 @@ const maxMemory = 64 << 20
 // to be asked: an error is topdown's to tell, in its words, and there are conflicts
 // that a plan meets where topdown does not look.
 func (p *Policy) runPlan(ctx context.Context, e *entry, input ast.Value, env *Env, cancel *Cancel, o *Observed) (ast.Value, bool, error) {
-	lent := plan.Env{MaxMemory: maxMemory, JSON: tokenJSON, Runtime: noRuntime, Capabilities: p.compiler.Capabilities(), RequestMetadata: noMetadata}
+	lent := plan.Env{MaxMemory: maxMemory, JSON: tokenJSON, Runtime: noRuntime, Capabilities: p.capabilities, RequestMetadata: noMetadata}
 	if cancel != nil {
 		lent.Cancel = cancel
 	}
 	if env != nil {
-		lent.Runtime = env.runtime
+		lent.Runtime = env.runtime(e)
 		lent.InterQueryBuiltinValueCache = env.values
 		if env.network != nil {
 			lent.InterQueryBuiltinCache = env.answers

@@ -107,7 +107,11 @@ func (p *Policy) Explain(ctx context.Context, entry string, input ast.Value, env
 		t.mode = TraceRules
 	}
 	x := &Explanation{}
-	q := e.query
+	q, err := p.queryOf(e)
+	if err != nil {
+		x.Err = err
+		return x
+	}
 	if input != nil {
 		q.WithInput(ast.NewTerm(input))
 	}
@@ -116,7 +120,7 @@ func (p *Policy) Explain(ctx context.Context, entry string, input ast.Value, env
 	}
 	runtime := noRuntime
 	if env != nil {
-		runtime = env.runtime
+		runtime = env.runtime(e)
 	}
 	if opts.At.IsZero() {
 		opts.At = time.Now()

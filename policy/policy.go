@@ -33,7 +33,6 @@ import (
 	"sync/atomic"
 
 	"github.com/open-policy-agent/opa/v1/ast"
-	"github.com/open-policy-agent/opa/v1/metrics"
 	"github.com/open-policy-agent/opa/v1/storage"
 	"github.com/open-policy-agent/opa/v1/topdown"
 
@@ -43,13 +42,14 @@ import (
 // Policy is a set of bundles, compiled. It is never changed, but that it goes
 // back to topdown where Verify finds a difference.
 type Policy struct {
-	compiler *ast.Compiler
-	store    *store
-	entries  map[string]*entry // :: entry point → its compiled query
-	bundles  []Revision
-	headers  headerRules
-	labelled bool // some rule has labels, which an Observed can ask for
-	size     int64
+	rules        rules
+	store        *store
+	capabilities *ast.Capabilities
+	entries      map[string]*entry // :: entry point → its compiled query
+	bundles      []Revision
+	headers      headerRules
+	labelled     bool // some rule has labels, which an Observed can ask for
+	size         int64
 
 	distrusted atomic.Bool // a plan has answered otherwise than topdown
 }
@@ -96,9 +96,9 @@ type Options struct {
 	Print bool
 }
 
-// entry is one entry point: the query "data.<path> = result", compiled.
+// entry is one entry point.
 type entry struct {
-	query topdown.Query // copied for each evaluation
+	name  string
 	reads reads
 	slice *Slice // of the input
 
@@ -151,95 +151,58 @@ func Compile(parts []Named, opts Options) (p *Policy, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("data: %w", err)
 	}
-	size := int64(sizeFixed)
-	modules := make(map[string]*ast.Module)
 	revisions := make([]Revision, 0, len(parts))
 	for _, part := range parts {
-		for path, m := range part.modules {
-			modules[part.Name+"/"+strings.TrimPrefix(path, "/")] = m
-		}
 		revisions = append(revisions, Revision{part.Name, part.Revision})
-		size += sizeRules * part.source
 	}
 
-	allowed := capabilities
-	if opts.Network {
-		allowed = networkCapabilities
+	compiler, err := compile(modulesOf(parts), store, &opts)
+	if err != nil {
+		return nil, err
 	}
-	compiler := ast.NewCompiler().
-		WithCapabilities(allowed).
-		WithKeepModules(false).
-		WithEnablePrintStatements(opts.Print).
-		WithPathConflictsCheck(store.conflicts)
-	if compiler.Compile(modules); compiler.Failed() {
-		return nil, fmt.Errorf("compiling: %w", compiler.Errors)
-	}
-	if err := checkOccurs(compiler.Modules); err != nil {
-		return nil, fmt.Errorf("compiling: %w", err)
-	}
-
 	p = &Policy{
-		compiler: compiler,
-		store:    store,
-		entries:  make(map[string]*entry, len(opts.Entries)),
-		bundles:  revisions,
-		headers:  newHeaderRules(opts.AllowHeaders),
-		labelled: compiler.GetAnnotationSet().HasLabels(),
-		size:     size,
+		store:        store,
+		capabilities: compiler.Capabilities(),
+		entries:      make(map[string]*entry, len(opts.Entries)),
+		bundles:      revisions,
+		headers:      newHeaderRules(opts.AllowHeaders),
+		labelled:     compiler.GetAnnotationSet().HasLabels(),
+		size:         sizePolicy,
 	}
+	compiled := newCompiled(compiler, store)
 	for _, path := range opts.Entries {
-		if err := p.prepare(path, false, evaluator); err != nil {
+		if err := p.prepare(compiled, path, false, evaluator); err != nil {
 			return nil, fmt.Errorf("entry point %q: %w", path, err)
 		}
 	}
 	for _, path := range opts.Optional {
-		if err := p.prepare(path, true, evaluator); err != nil {
+		if err := p.prepare(compiled, path, true, evaluator); err != nil {
 			return nil, fmt.Errorf("entry point %q: %w", path, err)
 		}
 	}
-	if !usesWith(compiler) {
-		// Types are for compiling queries, of which there are no more, and for
-		// "with", which may replace a function. They are half of a small policy.
-		compiler.TypeEnv = nil
-		p.size -= sizeTypes
-	}
+	p.keepRules(compiled, parts, opts)
 	return p, nil
 }
 
 // prepare makes path an entry point; one that is optional only if it is defined.
-func (p *Policy) prepare(path string, optional bool, evaluator Evaluator) error {
+func (p *Policy) prepare(c *compiled, path string, optional bool, evaluator Evaluator) error {
 	ref, segments, err := refOf(path)
 	if err != nil {
 		return err
 	}
-	if p.entries[path] != nil || optional && !p.defines(ref, segments) {
+	if p.entries[path] != nil || optional && !c.defines(ref, segments) {
 		return nil
 	}
-	asked := func() ast.Body { return ast.NewBody(ast.Equality.Expr(ast.NewTerm(ref), ast.NewTerm(resultVar))) }
-	body, err := p.compiler.QueryCompiler().Compile(asked())
-	if err != nil {
+	if err := c.prepare(path, ref); err != nil {
 		return err
 	}
-	query := topdown.NewQuery(body).
-		WithCompiler(p.compiler).
-		WithStore(p.store).
-		WithTransaction(p.store).
-		WithBaseCache(baseCache{p.store}).
-		WithMetrics(metrics.NoOp()).
-		WithRequestMetadata(noMetadata)
-	e := &entry{query: *query}
-	e.reads, e.slice = readsOf(p.compiler, ref)
+	e := &entry{name: path}
+	e.reads, e.slice = readsOf(c.compiler, ref)
 	p.entries[path] = e
 	if evaluator == Plan {
-		p.plan(e, asked())
+		p.plan(c.compiler, e, questionOf(ref))
 	}
 	return nil
-}
-
-// defines reports whether a rule or data can give ref, which is path, a value.
-func (p *Policy) defines(ref ast.Ref, path storage.Path) bool {
-	return p.store.find(path).Defined() ||
-		len(p.compiler.GetRulesDynamicWithOpts(ref, ast.RulesOptions{IncludeHiddenModules: true})) > 0
 }
 
 // Has reports whether the entry point may be asked.
@@ -308,7 +271,10 @@ func (p *Policy) evaluate(ctx context.Context, e *entry, input ast.Value, env *E
 }
 
 func (p *Policy) runTopdown(ctx context.Context, e *entry, input ast.Value, env *Env, cancel *Cancel, o *Observed) (ast.Value, error) {
-	q := e.query // a copy: With… below changes only this one
+	q, err := p.queryOf(e)
+	if err != nil {
+		return nil, err
+	}
 	if input != nil {
 		q.WithInput(ast.NewTerm(input))
 	}
@@ -316,7 +282,7 @@ func (p *Policy) runTopdown(ctx context.Context, e *entry, input ast.Value, env 
 		q.WithCancel(cancel)
 	}
 	if env != nil {
-		env.lend(&q)
+		env.lend(&q, e)
 	} else {
 		q.WithRuntime(noRuntime)
 	}

@@ -60,6 +60,8 @@ type reads struct {
 	body   bool // the body of a request
 	token  bool // TokenClaims
 	varies bool // what a builtin gives that is no function of its operands
+
+	runtime bool // opa.runtime, which shows the tenant's labels
 }
 
 // ReadsBody reports whether the entry point can read the body of a request.
@@ -88,7 +90,7 @@ func (p *Policy) Varies(entry string) bool {
 func readsOf(c *ast.Compiler, ref ast.Ref) (r reads, of *Slice) {
 	var input sliceTree
 	for rule := range reachable(c, ref) {
-		if r != (reads{true, true, true}) {
+		if r != (reads{true, true, true, true}) {
 			r.rule(rule)
 		}
 		if !input.whole {
@@ -142,8 +144,10 @@ func (r *reads) rule(rule *ast.Rule) {
 				}
 				return true
 			}
-			if !x[0].Equal(ast.DefaultRootDocument) && !r.varies {
-				r.varies = varying[x.String()]
+			if !x[0].Equal(ast.DefaultRootDocument) && !(r.varies && r.runtime) {
+				name := x.String()
+				r.varies = r.varies || varying[name]
+				r.runtime = r.runtime || name == ast.OPARuntime.Name
 			}
 		case ast.Var:
 			if x.Equal(ast.InputRootDocument.Value) {

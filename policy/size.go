@@ -13,7 +13,8 @@ const (
 	sizeArray  = 96       // an array without elements
 	sizeParsed = 40       // for each byte of Rego, parsed
 	sizeRules  = 27       // for each byte of Rego, compiled
-	sizeFixed  = 64 << 10 // of a policy without rules
+	sizePolicy = 2 << 10  // of a policy without rules
+	sizeFixed  = 64 << 10 // of what evaluates rules, without any
 	sizeTypes  = 44 << 10 // of that, what is not kept where nothing needs it
 )
 
@@ -44,5 +45,11 @@ func sizeOf(v ast.Value) int64 {
 // is asked for: see document.
 func (p *Part) Size() int64 { return p.data.Size() + p.manifest.Size() + sizeParsed*p.source }
 
-// Size estimates what the policy takes in memory beside its parts, in bytes.
-func (p *Policy) Size() int64 { return p.size }
+// Size estimates what the policy takes in memory beside its parts, in bytes. It
+// grows where rules are made again: see rules.
+func (p *Policy) Size() int64 {
+	if p.rules.current.Load() == nil {
+		return p.size
+	}
+	return p.size + p.rules.size
+}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/gatehouse-authz/gatehouse/authztest"
 	"github.com/gatehouse-authz/gatehouse/bundles"
+	"github.com/gatehouse-authz/gatehouse/policy"
 	"github.com/gatehouse-authz/gatehouse/tenants"
 )
 
@@ -483,31 +484,38 @@ func TestChurnUnderLoad(t *testing.T) {
 
 // The budget evicts who was not asked for longest; what is shared counts once.
 func TestMemoryBudget(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStage(t, tenants.Config{Memory: 80 << 10}, nil) // about three small policies
-		for i := range 6 {
-			s.Set(fmt.Sprintf("own%d", i), fmt.Sprintf("package envoy.authz\nallow := %d == %d", i, i))
-			s.Set(fmt.Sprintf("same%d", i), allow)
-		}
-		for i := range 6 {
-			s.allows(tenants.ID(fmt.Sprintf("same%d", i)))
-		}
-		if n := len(s.Tenants()); n != 6 {
-			t.Errorf("got %d tenants that share a policy, want 6", n)
-		}
-		for i := range 6 {
-			s.allows(tenants.ID(fmt.Sprintf("own%d", i)))
-		}
-		list := s.Tenants()
-		if n := len(list); n != 3 || list[2].Tenant != "own5" {
-			t.Errorf("got %d tenants in memory, want the last 3: %+v", n, list)
-		}
-		if got := list[2]; got.MemoryBytes < 20<<10 || got.OwnBytes != got.MemoryBytes {
-			t.Errorf("got an estimate of %d bytes, %d its own", got.MemoryBytes, got.OwnBytes)
-		}
-		s.allows("own0") // again
-		s.allows("same3")
-	})
+	for _, c := range []struct {
+		evaluator     policy.Evaluator
+		budget, least int64 // about three small policies, and what one takes
+	}{{policy.Topdown, 80 << 10, 20 << 10}, {policy.Plan, 18 << 10, 4 << 10}} {
+		t.Run(string(c.evaluator), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newStage(t, tenants.Config{Memory: c.budget}, func(_ tenants.ID, s *tenants.Settings) { s.Evaluator = c.evaluator })
+				for i := range 6 {
+					s.Set(fmt.Sprintf("own%d", i), fmt.Sprintf("package envoy.authz\nallow := %d == %d", i, i))
+					s.Set(fmt.Sprintf("same%d", i), allow)
+				}
+				for i := range 6 {
+					s.allows(tenants.ID(fmt.Sprintf("same%d", i)))
+				}
+				if n := len(s.Tenants()); n != 6 {
+					t.Errorf("got %d tenants that share a policy, want 6", n)
+				}
+				for i := range 6 {
+					s.allows(tenants.ID(fmt.Sprintf("own%d", i)))
+				}
+				list := s.Tenants()
+				if n := len(list); n != 3 || list[2].Tenant != "own5" {
+					t.Fatalf("got %d tenants in memory, want the last 3: %+v", n, list)
+				}
+				if got := list[2]; got.MemoryBytes < c.least || got.OwnBytes != got.MemoryBytes {
+					t.Errorf("got an estimate of %d bytes, %d its own", got.MemoryBytes, got.OwnBytes)
+				}
+				s.allows("own0") // again
+				s.allows("same3")
+			})
+		})
+	}
 }
 
 // Loads that hang leave their turn to others after a second.
