@@ -47,9 +47,9 @@ func (r *reader) bundle(b object, name, resource string, services map[string]ser
 		if config.Verify = r.signing(b); config.Verify != nil {
 			bundle.Service = identity(s.identity, config.Verify)
 		}
-		source := bundles.NewHTTP(config)
-		bundle.Source = source
-		bundle.Read = func(archive io.Reader) (*bundles.Bundle, error) { return source.Read(archive, bundle.Resource) }
+		src := sources.get(identity(bundle.Service, config.KeepArchive), &source{bundles.NewHTTP(config), bundle.Service})
+		bundle.Source, bundle.Service = src.HTTP, src.service
+		bundle.Read = func(archive io.Reader) (*bundles.Bundle, error) { return src.Read(archive, resource) }
 	}
 	b.value("signing")
 	bundle.Manual = r.trigger(b) == "manual"
@@ -61,6 +61,12 @@ func (r *reader) bundle(b object, name, resource string, services map[string]ser
 		r.note(b.at("size_limit_bytes"), "has no effect here: tenants.limits bounds bundles")
 	}
 	return bundle
+}
+
+// source is where bundles of one Service come from, for all tenants.
+type source struct {
+	*bundles.HTTP
+	service string
 }
 
 // serviceOf returns the service that o names, or the only one there is.

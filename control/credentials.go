@@ -203,6 +203,9 @@ type shared[T any] struct {
 var (
 	auths      shared[auth]
 	transports shared[transport]
+	sources    shared[source]
+	logs       shared[Log]
+	statuses   shared[Status]
 )
 
 // get returns the value that is used under a key, or makes v that one.

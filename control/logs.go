@@ -7,7 +7,8 @@ import (
 	"github.com/gatehouse-authz/gatehouse/decisionlog"
 )
 
-// Log is the decision log of a tenant.
+// Log is the decision log of a tenant. It is never changed, and one value for all
+// tenants of which the same is said.
 type Log struct {
 	// Settings are those of decisionlog, but for the tenant and its labels.
 	decisionlog.Settings
@@ -60,6 +61,7 @@ func (r *reader) decisionLogs(o object, services map[string]service, t *Tenant) 
 	for _, sink := range t.Log.Sinks {
 		t.Log.identity = identity(t.Log.identity, sink.Identity())
 	}
+	t.Log = logs.get(t.Log.identity, t.Log)
 	l.end()
 }
 

@@ -116,3 +116,51 @@ func TestAuthGivesUp(t *testing.T) {
 		}
 	})
 }
+
+// What is said of many tenants alike is one value; what differs for one is its own.
+func TestEqualSettingsAreOne(t *testing.T) {
+	template, _, err := Parse(map[string]any{
+		"services": map[string]any{
+			"s": map[string]any{"url": "https://s.example.com", "credentials": map[string]any{"bearer": map[string]any{"token": "x"}}},
+			"o": map[string]any{"url": "https://{{ .tenant }}.example.com"},
+		},
+		"labels":        map[string]any{"app": "{{ .tenant }}"},
+		"bundles":       map[string]any{"b": map[string]any{"service": "s", "resource": "{{ .tenant }}.tar.gz"}, "own": map[string]any{"service": "o"}},
+		"decision_logs": map[string]any{"service": "s", "reporting": map[string]any{"max_decisions_per_second": 7}},
+		"status":        map[string]any{"service": "s"},
+	}, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	of := func(template *Template, name string) *Tenant {
+		t.Helper()
+		tenant, err := template.Tenant(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return tenant
+	}
+	a, b := of(template, "a"), of(template, "b")
+	if a.Log != b.Log || a.Status != b.Status || a.Bundles[0].Source != b.Bundles[0].Source {
+		t.Error("what is equal for two tenants is there twice")
+	}
+	if a.Bundles[0].Resource == b.Bundles[0].Resource || a.Labels["app"] == b.Labels["app"] || a.Bundles[1].Source == b.Bundles[1].Source {
+		t.Error("what is one tenant's own is another's too")
+	}
+	for name, change := range map[string]map[string]any{
+		"partition": {"decision_logs": map[string]any{"service": "s", "partition_name": "{{ .tenant }}"}, "status": map[string]any{"service": "s", "partition_name": "{{ .tenant }}"}},
+		"service":   {"decision_logs": map[string]any{"service": "o"}, "status": map[string]any{"service": "o"}},
+	} {
+		block := map[string]any{"services": template.block["services"], "bundles": template.block["bundles"]}
+		for k, v := range change {
+			block[k] = v
+		}
+		other, _, err := Parse(block, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a, b := of(other, "a"), of(other, "b"); a.Log == b.Log || a.Status == b.Status {
+			t.Errorf("%s: what differs for two tenants is there once", name)
+		}
+	}
+}

@@ -103,6 +103,7 @@ func (r *reader) status(o object, services map[string]service, t *Tenant) {
 			t.Status.client = noRedirects(service.config.Client)
 		}
 	}
+	t.Status = statuses.get(identity(t.Status.Console, t.Status.Manual, t.Status.Service), t.Status)
 	s.end()
 }
 
