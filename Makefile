@@ -2,6 +2,7 @@
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTESTSUM   := gotest.tools/gotestsum@v1.13.0
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@latest
+BENCHSTAT   := golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 
 BIN  := bin/gatehouse
 FUZZ ?= 20s
@@ -155,10 +156,30 @@ lint: ## gofmt, vet and staticcheck
 	go run $(STATICCHECK) ./...
 	cd e2e && go vet ./... && go run $(STATICCHECK) ./...
 
+# BENCH has flags, such as "-only check -rounds 1", "-markdown", "-json FILE" or
+# "-base OTHER-BINARY"; PEER names a binary of opa-envoy-plugin.
 .PHONY: bench
-bench: build ## CPU per check against an always-allow server, and Go benchmarks of the stages
-	cd e2e && go run ./bench -gatehouse $(CURDIR)/$(BIN) && go run ./bench -gatehouse $(CURDIR)/$(BIN) -tenants 1000
-	go test -run '^$$' -bench . -benchmem ./plan ./policy ./tenants ./extauthz ./decisionlog ./httpserve ./bundles
+bench: build ## What a check costs beside an always-allow server, batches, lists, through a real Envoy (BENCH="-only check -rounds 1")
+	@e2e/fetch-envoy 1.40.0
+	cd e2e && go run ./bench -gatehouse $(CURDIR)/$(BIN) $(BENCH)
+
+.PHONY: bench-stages
+bench-stages: ## Go benchmarks of the stages (BASE=commit compares, COUNT, TIME, BENCH_PACKAGES)
+	BENCHSTAT=$(BENCHSTAT) PACKAGES="$(BENCH_PACKAGES)" e2e/bench-stages
+
+.PHONY: bench-density
+bench-density: build ## What idle tenants take: memory, goroutines, time until they are warm (BENCH="-tenants 1000 -data 0,10")
+	cd e2e && go run ./bench -gatehouse $(CURDIR)/$(BIN) -only density $(BENCH)
+
+.PHONY: bench-cpu
+bench-cpu: build ## CPU quotas, GOMAXPROCS and batch sizes: p99 and throttling, as root; draws docs/cpu.svg
+	cd e2e && go run ./bench -gatehouse $(CURDIR)/$(BIN) -only cpu -plot $(CURDIR)/docs/cpu.svg $(BENCH)
+
+# The compiler optimises for what the profile has seen: cmd/gatehouse/default.pgo,
+# which every build finds by itself.
+.PHONY: pgo
+pgo: build ## Record CPU profiles under the load of bench into cmd/gatehouse/default.pgo
+	cd e2e && go run ./bench -gatehouse $(CURDIR)/$(BIN) -only pgo -profile $(CURDIR)/cmd/gatehouse/default.pgo $(BENCH)
 
 .PHONY: observe
 observe: build ## Test the alerts, and ask a real Prometheus every query of dashboards and alerts

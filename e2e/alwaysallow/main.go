@@ -4,7 +4,8 @@
 //
 //	alwaysallow [-listen 127.0.0.1:0]
 //
-// It prints its address.
+// It prints its address, and that of its admin listener, which answers every GET
+// with its allocations, as Prometheus has them.
 package main
 
 import (
@@ -13,6 +14,8 @@ import (
 	"fmt"
 	"log"
 	"net"
+	"net/http"
+	"runtime"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
@@ -26,10 +29,21 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	fmt.Println(l.Addr())
+	admin, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	go func() { log.Fatal(http.Serve(admin, http.HandlerFunc(mallocs))) }()
+	fmt.Println(l.Addr(), admin.Addr())
 	s := grpc.NewServer()
 	authv3.RegisterAuthorizationServer(s, server{})
 	log.Fatal(s.Serve(l))
+}
+
+func mallocs(w http.ResponseWriter, _ *http.Request) {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	fmt.Fprintln(w, "go_memstats_mallocs_total", m.Mallocs)
 }
 
 type server struct{}

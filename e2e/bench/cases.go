@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"strings"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 
@@ -36,10 +37,6 @@ const (
 	tokens = 4096 // more than any cache of tokens is likely to hold
 )
 
-func cases() []policyCase {
-	return []policyCase{trivial(), roles(), jwt()}
-}
-
 func trivial() policyCase {
 	return policyCase{
 		name:     "trivial",
@@ -48,10 +45,10 @@ func trivial() policyCase {
 	}
 }
 
-// roles has a thousand users, each with two of twenty roles, each role with five
+// roles has so many users, each with two of twenty roles, each role with five
 // permissions. Users ask for what the last permission of their second role
-// covers.
-func roles() policyCase {
+// covers; of many users the first thousand ask.
+func roles(count int) policyCase {
 	type permission struct {
 		Method string `json:"method"`
 		Path   string `json:"path"`
@@ -68,9 +65,12 @@ func roles() policyCase {
 		}
 	}
 	c := policyCase{name: "role-based"}
-	for u := range users {
+	for u := range count {
 		name, second := fmt.Sprintf("user-%04d", u), (u+7)%roleCount
 		usersData[name] = user{Roles: []string{fmt.Sprintf("role-%02d", u%roleCount), fmt.Sprintf("role-%02d", second)}}
+		if u >= users {
+			continue
+		}
 		c.requests = append(c.requests, traffic.Get(
 			fmt.Sprintf("/area-%d/%d/item-%d/notes/1?expand=all", second, u, permissionCount-1), map[string]string{"x-user": name}))
 	}
@@ -108,6 +108,82 @@ func sign(secret string, caller int) string {
 	mac := hmac.New(sha256.New, []byte(secret))
 	mac.Write([]byte(text))
 	return text + "." + encode(string(mac.Sum(nil)))
+}
+
+// The sizes of what is large.
+const (
+	bodyBytes  = 64 << 10
+	ruleCount  = 1000
+	entryCount = 100_000
+)
+
+// unread has a body at which the policy does not look.
+func unread() policyCase {
+	c := trivial()
+	c.name, c.requests = "body not read", []*authv3.CheckRequest{post()}
+	return c
+}
+
+// readBody has a policy that reads the body.
+func readBody() policyCase {
+	refused := traffic.Get("/orders", nil)
+	return policyCase{
+		name:     "body read",
+		files:    map[string]string{"policy.rego": bodyPolicy},
+		requests: []*authv3.CheckRequest{post()},
+		denied:   refused,
+	}
+}
+
+const bodyPolicy = `package envoy.authz
+
+default allow := false
+
+allow if input.parsed_body.customer.id == "alice"
+`
+
+// post is a request with a large body.
+func post() *authv3.CheckRequest {
+	type item struct {
+		ID       string `json:"id"`
+		Quantity int    `json:"quantity"`
+		Note     string `json:"note"`
+	}
+	body := struct {
+		Items    []item            `json:"items"`
+		Customer map[string]string `json:"customer"`
+	}{Customer: map[string]string{"id": "alice"}}
+	for size := 0; size < bodyBytes-100; size += 100 { // an item has a hundred bytes
+		i := item{fmt.Sprintf("item-%05d", len(body.Items)), 1 + len(body.Items)%9, ""}
+		i.Note = strings.Repeat("x", 99-len(toJSON(i)))
+		body.Items = append(body.Items, i)
+	}
+	text := toJSON(body)
+	req := traffic.Get("/orders", map[string]string{"content-type": "application/json", ":method": "POST", "content-length": fmt.Sprint(len(text))})
+	req.Attributes.Request.Http.Method, req.Attributes.Request.Http.Body = "POST", text
+	req.Attributes.Request.Http.Size = int64(len(text))
+	return req
+}
+
+// rules has a thousand rules, each for one path; all of them are asked for.
+func rules() policyCase {
+	c := policyCase{name: "1,000 rules", denied: traffic.Get("/orders/none", nil)}
+	var b strings.Builder
+	b.WriteString("package envoy.authz\n\ndefault allow := false\n")
+	for i := range ruleCount {
+		path := fmt.Sprintf("/orders/%d", i)
+		fmt.Fprintf(&b, "\nallow if {\n\tinput.attributes.request.http.path == %q\n\tinput.attributes.request.http.method == \"GET\"\n}\n", path)
+		c.requests = append(c.requests, traffic.Get(path, nil))
+	}
+	c.files = map[string]string{"policy.rego": b.String()}
+	return c
+}
+
+// entries has the role-based policy with a hundred thousand users.
+func entries() policyCase {
+	c := roles(entryCount)
+	c.name = "role-based, 100,000 users"
+	return c
 }
 
 func toJSON(v any) string {

@@ -9,14 +9,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
-	"os"
-	"path/filepath"
-	"strings"
-	"sync"
-	"text/tabwriter"
-	"time"
 
-	"github.com/gatehouse-authz/gatehouse/e2e/stage"
 	"github.com/gatehouse-authz/gatehouse/e2e/traffic"
 )
 
@@ -27,9 +20,11 @@ var rolesPermissions string
 // room for those of all users. A trusted peer says who asks for a list; batches come with a
 // token.
 const httpConfig = `
-http: {listen: "127.0.0.1:0", trusted_peers: ["127.0.0.1"]}
-tenants: {preload: ["*"]}
-opa:
+overrides:
+  forgetful: {opa: {plugins: {gatehouse_http: {permissions: {memory_bytes: 262144}}}}}
+`
+
+const httpOPA = `
   plugins:
     gatehouse_http:
       data: [envoy/authz/allow]
@@ -37,8 +32,6 @@ opa:
       auth:
         headers: {subject: x-user}
         tokens: [{subject: bench, token: "` + httpToken + `"}]
-overrides:
-  forgetful: {opa: {plugins: {gatehouse_http: {permissions: {memory_bytes: 262144}}}}}
 `
 
 const (
@@ -53,86 +46,129 @@ const (
 // httpCase is one kind of request.
 type httpCase struct {
 	name    string
-	items   int             // in one request
+	items   int // in one request
+	client  *http.Client
 	request []*http.Request // in turn; all are answered alike
 	bodies  [][]byte        // of the requests
 	verify  func(status int, body []byte) error
-
-	mu      sync.Mutex
-	count   int               // requests
-	took    time.Duration     // by the wall
-	cpu     time.Duration     // of the server
-	latency traffic.Histogram // guarded by mu
 }
 
-// http measures what batches and permission lists cost.
-func (b *bench) http(ctx context.Context, binary string, rounds int, stdout io.Writer) error {
-	files := maps.Clone(roles().files)
-	files["permissions.rego"] = rolesPermissions
-	dir := filepath.Join(b.dir, "tenants-http")
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return err
-	}
-	for _, name := range []string{"mindful", "forgetful"} {
-		if err := os.WriteFile(filepath.Join(dir, name+".tar.gz"), stage.Bundle(files), 0o600); err != nil {
-			return err
-		}
-	}
-	config := dir + ".yaml"
-	text := strings.Replace(stage.Listen, `http:  {listen: "127.0.0.1:0"}`, "", 1) + httpConfig
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		return err
-	}
-	g, err := stage.StartGatehouse(binary, "-c", config, dir)
-	if err != nil {
-		return err
-	}
-	b.processes = append(b.processes, g.Process)
-	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: httpConcurrency, DisableCompression: true}}
-	defer client.CloseIdleConnections()
-	cases, err := httpCases("http://"+g.HTTP+"/t/", client)
-	if err != nil {
-		return err
-	}
-	for range rounds {
-		for _, c := range cases {
-			if err := c.measure(ctx, client, g.Pid(), b.round); err != nil {
-				return fmt.Errorf("%s: %w", c.name, err)
-			}
-		}
-	}
-	fmt.Fprintf(stdout, "\nover HTTP, role-based; %d requests in flight; a catalogue of %d pairs\n\n", httpConcurrency, pairs)
-	w := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "request\titems\tCPU µs/request\tCPU µs/item\trequests/s\tp50 µs\tp99 µs\t")
-	for _, c := range cases {
-		each := float64(c.cpu.Nanoseconds()) / 1e3 / float64(c.count)
-		fmt.Fprintf(w, "%s\t%d\t%.1f\t%.1f\t%.0f\t%d\t%d\t\n", c.name, c.items, each, each/float64(c.items),
-			float64(c.count)/c.took.Seconds(), c.latency.Quantile(0.5).Microseconds(), c.latency.Quantile(0.99).Microseconds())
-	}
-	return w.Flush()
-}
+// Which requests of the HTTP API are measured.
+type httpKind int
 
-// httpCases returns what is measured of the server at base.
-func httpCases(base string, client *http.Client) ([]*httpCase, error) {
-	var cases []*httpCase
-	for _, size := range []int{1, 10, 100, 1000} {
-		c := &httpCase{name: "batch", items: size, verify: func(status int, body []byte) error {
-			return want(status, body, http.StatusOK, `"result":true`, size)
-		}}
-		for first := 0; first < users; first += size {
-			if err := c.add(http.MethodPost, base+"mindful/v1/batch/data/envoy/authz/allow", batchOf(first, size),
-				"Content-Type", "application/json", "Authorization", "Bearer "+httpToken); err != nil {
+const (
+	batches httpKind = iota
+	lists
+)
+
+// batch measures what batches cost, and list what permission lists do.
+func (b *bench) batch(ctx context.Context) ([]table, error) { return b.overHTTP(ctx, "batch", batches) }
+func (b *bench) list(ctx context.Context) ([]table, error)  { return b.overHTTP(ctx, "list", lists) }
+
+func (b *bench) overHTTP(ctx context.Context, part string, kind httpKind) ([]table, error) {
+	client := b.httpClient()
+	var contenders []*contender
+	for _, evaluator := range b.evaluators {
+		for _, binary := range b.binaries() {
+			s, err := b.gatehouse(httpSetting(binary.path, evaluator))
+			if err != nil {
 				return nil, err
 			}
+			cases, err := httpCases("http://"+s.http+"/t/", client, kind)
+			if err != nil {
+				return nil, err
+			}
+			for _, c := range cases {
+				if err := c.send(ctx, 0, c.verify); err != nil {
+					return nil, fmt.Errorf("%s: %w", c.name, err)
+				}
+				load := traffic.Load{Concurrency: httpConcurrency, Duration: b.roundTime}
+				contenders = append(contenders, &contender{
+					names: []string{binary.name + ", " + evaluator, c.name}, server: s, items: c.items,
+					load: func(ctx context.Context) *traffic.Report { return c.drive(ctx, load) },
+				})
+			}
+		}
+	}
+	if err := b.rounds(ctx, contenders); err != nil {
+		return nil, err
+	}
+	title := fmt.Sprintf("batches over HTTP, role-based, %d in flight", httpConcurrency)
+	if kind == lists {
+		title = fmt.Sprintf("permission lists from a catalogue of %d pairs, role-based, %d in flight", pairs, httpConcurrency)
+	}
+	t := table{Part: part, Title: title, Columns: columns("server, request, items:0, CPU µs/request:1, CPU µs/item:1, requests/s:0, p50 µs:0, p99 µs:0, p99.9 µs:0, allocations:0, RSS MiB:0")}
+	for _, c := range contenders {
+		cells := c.cells(0)
+		r := row{c.names[0], c.names[1], float64(c.items), c.cost(), c.cost() / float64(c.items)}
+		t.Rows = append(t.Rows, append(r, cells[2:]...))
+	}
+	return []table{t}, nil
+}
+
+// httpClient returns one that keeps as many connections as are used at once.
+func (b *bench) httpClient() *http.Client {
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: concurrency, DisableCompression: true}}
+	b.closing = append(b.closing, client.CloseIdleConnections)
+	return client
+}
+
+// httpSetting is a gatehouse with one tenant that remembers permission lists and one
+// that forgets them.
+func httpSetting(binary, evaluator string) setting {
+	files := maps.Clone(roles(users).files)
+	files["permissions.rego"] = rolesPermissions
+	return setting{
+		binary: binary, evaluator: evaluator, config: httpConfig, opa: httpOPA, listen: httpListen,
+		tenants: map[string]map[string]string{"mindful": files, "forgetful": files},
+	}
+}
+
+// httpListen is stage.Listen with a peer that may say who asks.
+const httpListen = `
+grpc:  {listen: "127.0.0.1:0"}
+http:  {listen: "127.0.0.1:0", trusted_peers: ["127.0.0.1"]}
+admin: {listen: "127.0.0.1:0"}
+drain: {delay: 0s}
+`
+
+// httpCases returns what is measured of the server at base.
+func httpCases(base string, client *http.Client, kind httpKind) ([]*httpCase, error) {
+	if kind == lists {
+		return listCases(base, client)
+	}
+	var cases []*httpCase
+	for _, size := range []int{1, 10, 100, 1000} {
+		c, err := batchCase(base, client, size)
+		if err != nil {
+			return nil, err
 		}
 		cases = append(cases, c)
 	}
+	return cases, nil
+}
+
+// batchCase has batches of one size.
+func batchCase(base string, client *http.Client, size int) (*httpCase, error) {
+	c := &httpCase{name: fmt.Sprintf("batch of %d", size), items: size, client: client, verify: func(status int, body []byte) error {
+		return want(status, body, http.StatusOK, `"result":true`, size)
+	}}
+	for first := 0; first < users; first += size {
+		if err := c.add(http.MethodPost, base+"mindful/v1/batch/data/envoy/authz/allow", batchOf(first, size),
+			"Content-Type", "application/json", "Authorization", "Bearer "+httpToken); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+func listCases(base string, client *http.Client) ([]*httpCase, error) {
 	whole := func(status int, body []byte) error {
 		return want(status, body, http.StatusOK, `"item-`, covered)
 	}
-	cold := &httpCase{name: "list, computed", items: pairs, verify: whole}
-	kept := &httpCase{name: "list, remembered", items: pairs, verify: whole}
-	same := &httpCase{name: "list, 304", items: pairs, verify: func(status int, body []byte) error {
+	cold := &httpCase{name: "computed", items: pairs, client: client, verify: whole}
+	kept := &httpCase{name: "remembered", items: pairs, client: client, verify: whole}
+	same := &httpCase{name: "304", items: pairs, client: client, verify: func(status int, body []byte) error {
 		return want(status, body, http.StatusNotModified, "", 0)
 	}}
 	for u := range users {
@@ -156,7 +192,7 @@ func httpCases(base string, client *http.Client) ([]*httpCase, error) {
 			return nil, err
 		}
 	}
-	return append(cases, cold, kept, same), nil
+	return []*httpCase{cold, kept, same}, nil
 }
 
 // want checks an answer, and how often it has a text.
@@ -193,56 +229,32 @@ func (c *httpCase) add(method, url string, body []byte, headers ...string) error
 	return nil
 }
 
-// measure runs one round.
-func (c *httpCase) measure(ctx context.Context, client *http.Client, pid int, round time.Duration) error {
-	if err := c.send(ctx, client, 0, c.verify); err != nil {
-		return err
-	}
-	before, err := traffic.CPUTime(pid)
-	if err != nil {
-		return err
-	}
-	begun := time.Now()
-	errs := make([]error, httpConcurrency)
-	var wg sync.WaitGroup
-	for worker := range httpConcurrency {
-		wg.Go(func() {
-			var latency traffic.Histogram
-			n := 0
-			for ; time.Since(begun) < round && errs[worker] == nil; n++ {
-				sent := time.Now()
-				errs[worker] = c.send(ctx, client, worker+n*httpConcurrency, c.verifyFast)
-				latency.Record(time.Since(sent))
+// drive sends the requests in turn. Of the answers only the status is looked at:
+// one was read.
+func (c *httpCase) drive(ctx context.Context, load traffic.Load) *traffic.Report {
+	return traffic.Drive(ctx, load, func(ctx context.Context, _, n int) (string, error) {
+		outcome := "allowed"
+		err := c.send(ctx, n, func(status int, body []byte) error {
+			if status != http.StatusOK && status != http.StatusNotModified {
+				outcome = fmt.Sprintf("status %d", status)
 			}
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			c.latency.Add(&latency)
-			c.count += n
+			return nil
 		})
-	}
-	wg.Wait()
-	c.took += time.Since(begun)
-	after, err := traffic.CPUTime(pid)
-	c.cpu += after - before
-	return errors.Join(append(errs, err)...)
-}
-
-// verifyFast checks the status alone: the answer was read once.
-func (c *httpCase) verifyFast(status int, body []byte) error {
-	if status != http.StatusOK && status != http.StatusNotModified {
-		return fmt.Errorf("status %d: %.300s", status, body)
-	}
-	return nil
+		if err != nil {
+			outcome = err.Error()
+		}
+		return outcome, err
+	})
 }
 
 // send sends the i-th of the requests.
-func (c *httpCase) send(ctx context.Context, client *http.Client, i int, verify func(int, []byte) error) error {
+func (c *httpCase) send(ctx context.Context, i int, verify func(int, []byte) error) error {
 	i %= len(c.request)
 	req := c.request[i].Clone(ctx)
 	if body := c.bodies[i]; body != nil {
 		req.Body, req.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
 	}
-	resp, err := client.Do(req)
+	resp, err := c.client.Do(req)
 	if err != nil {
 		return err
 	}

@@ -111,13 +111,55 @@ func (c *Client) Check(ctx context.Context, req *authv3.CheckRequest) (*authv3.C
 
 // Run drives the load until its time is over or ctx ends.
 func (c *Client) Run(ctx context.Context) *Report {
+	load := Load{Concurrency: c.config.Concurrency, Duration: c.config.Duration, Rate: c.config.Rate}
+	return Drive(ctx, load, func(ctx context.Context, worker, n int) (string, error) {
+		call, cancel := context.WithTimeout(ctx, c.config.Timeout)
+		defer cancel()
+		resp, err := c.stubs[worker%len(c.stubs)].Check(call, c.config.Requests[n%len(c.config.Requests)])
+		return OutcomeOf(resp, err), err
+	})
+}
+
+// Load says for how long something is done, by how many at once, and how often.
+type Load struct {
+	Concurrency int
+	Duration    time.Duration
+	Rate        float64 // a second; 0: a closed loop
+}
+
+// Drive does something again and again until its time is over or ctx ends: do is
+// called with the number of the worker and of the turn, and names what came of it.
+func Drive(ctx context.Context, load Load, do func(ctx context.Context, worker, n int) (outcome string, err error)) *Report {
 	var next atomic.Int64
-	clients := make([]Report, c.config.Concurrency)
+	clients := make([]Report, load.Concurrency)
 	start := time.Now()
-	stop := start.Add(c.config.Duration)
+	stop := start.Add(load.Duration)
 	var wg sync.WaitGroup
 	for i := range clients {
-		wg.Go(func() { c.client(ctx, &clients[i], c.stubs[i%len(c.stubs)], &next, start, stop) })
+		wg.Go(func() {
+			r := &clients[i]
+			r.Outcomes = map[string]int{}
+			for ctx.Err() == nil {
+				n := next.Add(1) - 1
+				due := time.Now()
+				if load.Rate > 0 {
+					due = start.Add(time.Duration(float64(n) / load.Rate * float64(time.Second)))
+				}
+				if !due.Before(stop) || !sleepUntil(ctx, due) {
+					return
+				}
+				outcome, err := do(ctx, i, int(n))
+				if err != nil && ctx.Err() != nil {
+					return // we were stopped, not the server
+				}
+				r.Latency.Record(time.Since(due))
+				r.Checks++
+				if err != nil {
+					r.Errors++
+				}
+				r.Outcomes[outcome]++
+			}
+		})
 	}
 	wg.Wait()
 
@@ -127,33 +169,6 @@ func (c *Client) Run(ctx context.Context) *Report {
 	}
 	report.Elapsed = time.Since(start)
 	return report
-}
-
-// client asks one check after the other.
-func (c *Client) client(ctx context.Context, r *Report, stub authv3.AuthorizationClient, next *atomic.Int64, start, stop time.Time) {
-	r.Outcomes = map[string]int{}
-	for ctx.Err() == nil {
-		n := next.Add(1) - 1
-		due := time.Now()
-		if c.config.Rate > 0 {
-			due = start.Add(time.Duration(float64(n) / c.config.Rate * float64(time.Second)))
-		}
-		if !due.Before(stop) || !sleepUntil(ctx, due) {
-			return
-		}
-		call, cancel := context.WithTimeout(ctx, c.config.Timeout)
-		resp, err := stub.Check(call, c.config.Requests[int(n)%len(c.config.Requests)])
-		cancel()
-		if err != nil && ctx.Err() != nil {
-			return // we were stopped, not the server
-		}
-		r.Latency.Record(time.Since(due))
-		r.Checks++
-		if err != nil {
-			r.Errors++
-		}
-		r.Outcomes[OutcomeOf(resp, err)]++
-	}
 }
 
 // sleepUntil reports false when ctx ended before.

@@ -4,10 +4,12 @@ import (
 	"context"
 	"math/rand/v2"
 	"net"
+	"os"
 	"slices"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 
@@ -75,5 +77,25 @@ func TestRateCountsWaiting(t *testing.T) {
 	// least half of that.
 	if got := r.Latency.Quantile(0.9); got < 100*time.Millisecond {
 		t.Errorf("90 %%: got %s, want at least 100ms", got)
+	}
+}
+
+// The CPU time of a process is what the process itself finds. No process has the
+// ID that is asked for last: IDs are less than 1<<22.
+func TestCPUTime(t *testing.T) {
+	var own [2]unix.Timespec
+	clock := func(i int) {
+		if err := unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &own[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	clock(0)
+	got, err := CPUTime(os.Getpid())
+	clock(1)
+	if err != nil || got.Nanoseconds() < own[0].Nano() || got.Nanoseconds() > own[1].Nano() {
+		t.Errorf("got %s, %v, want between %d and %d ns", got, err, own[0].Nano(), own[1].Nano())
+	}
+	if got, err := CPUTime(1 << 22); err == nil {
+		t.Errorf("got %s of no process, want an error", got)
 	}
 }
