@@ -20,9 +20,9 @@ type contender struct {
 	items  int // questions in one request; 0: one
 
 	report    traffic.Report
-	cpu, more time.Duration // of the server, and of what is beside it
-	mallocs   float64       // NaN: the server does not tell
-	rss       int64         // of the server, at the end of the last round
+	cpu, more []float64 // µs of a check in each round: of the server, and of what is beside it
+	mallocs   float64   // NaN: the server does not tell
+	rss       int64     // of the server, at the end of the last round
 }
 
 // round runs one round.
@@ -48,8 +48,9 @@ func (c *contender) round(ctx context.Context) error {
 	// Asking for figures costs, too: the one that ends the round, and those of
 	// delivered.
 	asked := after.scrapes - before.scrapes
-	c.cpu += after.cpu - before.cpu - time.Duration(asked)*c.server.asking
-	c.more += after.more - before.more
+	n := float64(report.Checks)
+	c.cpu = append(c.cpu, micros(after.cpu-before.cpu-time.Duration(asked)*c.server.asking)/n)
+	c.more = append(c.more, micros(after.more-before.more)/n)
 	c.mallocs += after.mallocs - before.mallocs - float64(asked)*c.server.scrape
 	c.report.Add(report)
 	c.rss, err = traffic.RSS(c.server.Pid())
@@ -74,8 +75,18 @@ func (c *contender) sample() (s sample, err error) {
 	return s, err
 }
 
-// cost is the CPU time of one check, in µs.
-func (c *contender) cost() float64 { return micros(c.cpu) / float64(c.report.Checks) }
+// cost is the CPU time of one check, in µs: that of the round in the middle, since
+// what else the machine does makes some rounds worse, and none better.
+func (c *contender) cost() float64 { return median(c.cpu) }
+
+func median(of []float64) float64 {
+	sorted := slices.Sorted(slices.Values(of))
+	n := len(sorted)
+	if n == 0 {
+		return unknown
+	}
+	return (sorted[(n-1)/2] + sorted[n/2]) / 2
+}
 
 func micros(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }
 

@@ -101,7 +101,7 @@ func (b *bench) envoy(ctx context.Context) ([]table, error) {
 		}
 		t := table{Part: "envoy", Title: title, Columns: columns("authorization, load, CPU µs of Envoy/request:1, CPU µs of the server/request:1, requests/s:0, p50 µs:0, p99 µs:0, p99.9 µs:0")}
 		for _, c := range contenders {
-			l, n := &c.report.Latency, float64(c.report.Checks)
+			l := &c.report.Latency
 			own, how := c.cost(), "closed"
 			if rate > 0 {
 				how = "constant rate"
@@ -109,7 +109,7 @@ func (b *bench) envoy(ctx context.Context) ([]table, error) {
 			if c.names[0] == authorizers[0].Name {
 				own = 0
 			}
-			t.Rows = append(t.Rows, row{c.names[0], how, micros(c.more) / n, own, c.report.PerSecond(),
+			t.Rows = append(t.Rows, row{c.names[0], how, median(c.more), own, c.report.PerSecond(),
 				micros(l.Quantile(0.5)), micros(l.Quantile(0.99)), micros(l.Quantile(0.999))})
 		}
 		tables = append(tables, t)

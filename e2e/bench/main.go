@@ -20,12 +20,13 @@
 //	pgo*     records CPU profiles under the load of the others (-profile FILE)
 //
 // The servers of a part take turns, round by round, so that a disturbance of the
-// machine hits all. What each policy answers is verified before it is measured.
+// machine hits all, and CPU times are those of the round in the middle. What each policy answers is verified before it is measured.
 // Servers with a decision log send it to a service of the bench; what delivering
 // takes after a round counts too. Allocations are those of the server process, as
 // its metrics have them, less what asking for metrics allocates.
 //
 // -base PATH has another binary of Gatehouse measured in turn with the first.
+// -into FILE writes the tables into a page of Markdown, such as docs/performance.md;
 // -json FILE writes what was found, and -compare FILE puts an earlier such file
 // beside it. With PEER naming a binary of opa-envoy-plugin, that is measured too:
 // one process for each policy, since it has one tenant.
@@ -70,8 +71,10 @@ type bench struct {
 	roundTime   time.Duration
 	perSecond   float64 // of loads at a constant rate
 	density     densityOptions
-	plot        string // file that part cpu draws; "": none
-	profile     string // file that part pgo writes
+	quotaSizes  string  // of part cpu, in CPUs, with commas
+	quotaBusy   float64 // of a quota that the loads of part cpu need
+	plot        string  // file that part cpu draws; "": none
+	profile     string  // file that part pgo writes
 	progress    io.Writer
 
 	running []*stage.Process // of the part that runs
@@ -113,8 +116,11 @@ func run(ctx context.Context, args []string, peer string, stdout, stderr io.Writ
 	file := flags.String("json", "", "`file` to write what was found to")
 	earlier := flags.String("compare", "", "`file` of an earlier run to compare with")
 	markdown := flags.Bool("markdown", false, "print tables as Markdown")
+	page := flags.String("into", "", "`page` of Markdown to write the tables into, between the marks of their parts")
 	flags.Var(&b.density.tenants, "tenants", "`numbers` of tenants of density, with commas (default 1000,10000)")
 	flags.Var(&b.density.data, "data", "`KB` of data of each, with commas (default 0,10,100)")
+	flags.StringVar(&b.quotaSizes, "quotas", quotaSizes, "`CPUs` that part cpu allows, with commas")
+	flags.Float64Var(&b.quotaBusy, "busy", 0.4, "`share` of the quota that the loads of part cpu need")
 	flags.StringVar(&b.plot, "plot", "", "`file` that cpu draws (SVG)")
 	flags.StringVar(&b.profile, "profile", "", "`file` that pgo writes")
 	if err := flags.Parse(args); err != nil {
@@ -124,7 +130,7 @@ func run(ctx context.Context, args []string, peer string, stdout, stderr io.Writ
 	if err != nil {
 		return err
 	}
-	if flags.NArg() > 0 || b.roundCount < 1 || b.roundTime <= 0 || b.perSecond <= 0 {
+	if flags.NArg() > 0 || b.roundCount < 1 || b.roundTime <= 0 || b.perSecond <= 0 || b.quotaBusy <= 0 {
 		return errors.New("an argument that is no flag, or a number that makes no sense")
 	}
 	b.evaluators = strings.Split(*evaluators, ",")
@@ -161,6 +167,11 @@ func run(ctx context.Context, args []string, peer string, stdout, stderr io.Writ
 	}
 	if *file != "" {
 		if err := found.save(*file); err != nil {
+			return err
+		}
+	}
+	if *page != "" {
+		if err := found.into(*page); err != nil {
 			return err
 		}
 	}

@@ -11,19 +11,17 @@ import (
 	"strings"
 	"time"
 
-	"github.com/gatehouse-authz/gatehouse/e2e/stage"
 	"github.com/gatehouse-authz/gatehouse/e2e/traffic"
 )
 
 // What is measured of CPU quotas: those that the machine has CPUs for, each with
-// what Gatehouse picks by itself and with GOMAXPROCS set, under loads that need
-// quotaBusy of the quota on average.
-var quotaSizes = []float64{0.5, 1, 2, 4}
+// what Gatehouse picks by itself and with GOMAXPROCS set, under loads that need so
+// much of the quota on average.
+const quotaSizes = "0.5,1,2,4"
 
 const (
-	quotaProcs       = 4   // GOMAXPROCS at most
-	quotaBusy        = 0.4 // of the quota
-	quotaConcurrency = 64  // in flight, at most
+	quotaProcs       = 4  // GOMAXPROCS at most
+	quotaConcurrency = 64 // in flight, at most
 )
 
 // quotaCell is one load under one quota with one GOMAXPROCS.
@@ -42,17 +40,22 @@ func (b *bench) quotas(ctx context.Context) ([]table, error) {
 	if err != nil {
 		return nil, err
 	}
-	b.closing = append(b.closing, group.remove)
+	defer group.remove()
+	defer b.end() // before that
 	var loads []*quotaLoad
 	var cells []quotaCell
 	left := ""
-	for _, quota := range quotaSizes {
+	for _, size := range strings.Split(b.quotaSizes, ",") {
+		quota, err := strconv.ParseFloat(size, 64)
+		if err != nil || quota <= 0 {
+			return nil, fmt.Errorf("%q is no quota", size)
+		}
 		if quota > float64(runtime.NumCPU()) {
 			left = fmt.Sprintf("; quotas of more than the %d CPUs of the machine limit nothing", runtime.NumCPU())
 			continue
 		}
 		for procs := range quotaProcs + 1 {
-			s, inside, err := b.startInside(group, quota, procs)
+			inside, err := b.startInside(group, quota, procs)
 			if err != nil {
 				return nil, err
 			}
@@ -69,11 +72,11 @@ func (b *bench) quotas(ctx context.Context) ([]table, error) {
 				c.quota, c.procs, c.load = quota, procs, l.name
 				cells = append(cells, c)
 			}
-			s.Stop()
+			b.end()
 			b.say("cpu: quota %g, GOMAXPROCS %s", quota, procsName(procs))
 		}
 	}
-	t := table{Part: "cpu", Title: fmt.Sprintf("role-based, log off, at a constant rate that needs %.0f %% of the quota; periods of 100 ms%s", quotaBusy*100, left),
+	t := table{Part: "cpu", Title: fmt.Sprintf("role-based, log off, at a constant rate that needs %.0f %% of the quota; periods of 100 ms%s", b.quotaBusy*100, left),
 		Columns: columns("quota:1, GOMAXPROCS, load, p50 ms:1, p99 ms:1, throttled periods %:0, stopped ms/s:0")}
 	for _, c := range cells {
 		t.Rows = append(t.Rows, row{c.quota, procsName(c.procs), c.load, c.p50, c.p99, c.throttled * 100, c.stopped})
@@ -100,18 +103,18 @@ type insider struct {
 }
 
 // startInside starts a gatehouse in the group under a quota.
-func (b *bench) startInside(group *group, quota float64, procs int) (*stage.Process, *insider, error) {
+func (b *bench) startInside(group *group, quota float64, procs int) (*insider, error) {
 	if err := group.limit(quota); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	dir, err := b.folder("quota")
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	wrapper := filepath.Join(dir, "gatehouse")
 	script := fmt.Sprintf("#!/bin/sh\necho $$ >%s/cgroup.procs || exit 1\nexec %s \"$@\"\n", group.dir, b.binary)
 	if err := os.WriteFile(wrapper, []byte(script), 0o700); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	set := httpSetting(wrapper, "auto")
 	c := roles(users)
@@ -122,7 +125,7 @@ func (b *bench) startInside(group *group, quota float64, procs int) (*stage.Proc
 	}
 	s, err := b.gatehouse(set)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	in := &insider{s, map[string]func(context.Context, traffic.Load) *traffic.Report{}}
 	in.drive[quotaChecks] = func(ctx context.Context, l traffic.Load) *traffic.Report {
@@ -136,14 +139,28 @@ func (b *bench) startInside(group *group, quota float64, procs int) (*stage.Proc
 	for _, size := range []int{10, 100, 1000} {
 		batch, err := batchCase("http://"+s.http+"/t/", b.httpClient(), size)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		in.drive[batch.name] = batch.drive
 	}
-	return s.Process, in, nil
+	in.drive[quotaMixed] = func(ctx context.Context, l traffic.Load) *traffic.Report {
+		beside := traffic.Load{Concurrency: httpConcurrency, Duration: l.Duration, Rate: l.Rate / quotaMix}
+		done := make(chan struct{})
+		go func() { in.drive[quotaBatch](ctx, beside); close(done) }()
+		defer func() { <-done }()
+		return in.drive[quotaChecks](ctx, l)
+	}
+	return in, nil
 }
 
-const quotaChecks = "checks"
+// The loads that one is made of: checks, of which the latency counts, with a batch
+// for each quotaMix of them, which is as many questions.
+const (
+	quotaChecks = "checks"
+	quotaBatch  = "batch of 100"
+	quotaMixed  = "checks beside batches of 100"
+	quotaMix    = 100
+)
 
 // quotaLoad is a load with what one request of it costs.
 type quotaLoad struct {
@@ -156,7 +173,7 @@ func (b *bench) quotaLoads(ctx context.Context, group *group, in *insider) (load
 	if err := group.limit(0); err != nil {
 		return nil, err
 	}
-	for _, name := range []string{quotaChecks, "batch of 10", "batch of 100", "batch of 1000"} {
+	for _, name := range []string{quotaChecks, "batch of 10", quotaBatch, "batch of 1000"} {
 		l := &quotaLoad{name: name}
 		var report *traffic.Report
 		var before, after time.Duration
@@ -175,7 +192,7 @@ func (b *bench) quotaLoads(ctx context.Context, group *group, in *insider) (load
 		l.cost = (after - before) / time.Duration(report.Checks)
 		loads = append(loads, l)
 	}
-	return loads, nil
+	return append(loads, &quotaLoad{quotaMixed, loads[0].cost + loads[2].cost/quotaMix}), nil
 }
 
 // quotaCell measures one load.
@@ -186,7 +203,7 @@ func (b *bench) quotaCell(ctx context.Context, group *group, in *insider, l *quo
 	in.drive[l.name](ctx, traffic.Load{Concurrency: httpConcurrency, Duration: 300 * time.Millisecond}) // connects, and fills what is filled once
 	load := traffic.Load{
 		Concurrency: quotaConcurrency, Duration: time.Duration(b.roundCount) * b.roundTime,
-		Rate: quotaBusy * quota * float64(time.Second) / float64(l.cost),
+		Rate: b.quotaBusy * quota * float64(time.Second) / float64(l.cost),
 	}
 	before, err := group.stat()
 	if err != nil {
@@ -206,10 +223,12 @@ func (b *bench) quotaCell(ctx context.Context, group *group, in *insider, l *quo
 	return c, ctx.Err()
 }
 
-// group is a control group of its own, of version 2 or 1.
+// group is the control group of the server, of version 2 or 1. It lies in one that
+// has more weight than all else on the machine, beside one of the bench itself, so
+// that what else runs matters less.
 type group struct {
-	dir string
-	v2  bool
+	root, parent, dir, client string
+	v2                        bool
 }
 
 const (
@@ -218,27 +237,48 @@ const (
 	period   = 100_000 // µs
 )
 
-// newGroup makes a control group below the root. It needs root.
+// newGroup makes the groups below the root, and enters that of the bench. It needs
+// root.
 func newGroup(name string) (*group, error) {
-	g := &group{dir: filepath.Join(cgroupV1, name)}
+	g := &group{root: cgroupV1}
 	if strings.Contains(read(cgroupV2+"/cgroup.controllers"), "cpu") {
-		g = &group{filepath.Join(cgroupV2, name), true}
-		_ = os.WriteFile(cgroupV2+"/cgroup.subtree_control", []byte("+cpu"), 0) // it may be on; where it is not, limit fails
+		g = &group{root: cgroupV2, v2: true}
 	}
-	if err := os.Mkdir(g.dir, 0o755); err != nil && !os.IsExist(err) {
-		return nil, fmt.Errorf("making a control group (as root, where the machine has one of the controller cpu): %w", err)
+	g.parent = filepath.Join(g.root, name)
+	g.dir, g.client = filepath.Join(g.parent, "server"), filepath.Join(g.parent, "client")
+	for _, dir := range []string{g.parent, g.dir, g.client} {
+		if err := os.Mkdir(dir, 0o755); err != nil && !os.IsExist(err) {
+			return nil, fmt.Errorf("making a control group (as root, where the machine has one of the controller cpu): %w", err)
+		}
+		if g.v2 && dir != g.client { // of the next one
+			if err := os.WriteFile(filepath.Join(filepath.Dir(dir), "cgroup.subtree_control"), []byte("+cpu"), 0); err != nil {
+				return nil, err
+			}
+		}
 	}
-	return g, nil
+	weight, file := "10000", "cpu.weight"
+	if !g.v2 {
+		weight, file = "262144", "cpu.shares"
+	}
+	if err := os.WriteFile(filepath.Join(g.parent, file), []byte(weight), 0); err != nil {
+		return nil, err
+	}
+	return g, enter(g.client)
 }
 
-// limit sets the quota, in CPUs; 0: none.
+// enter moves the bench to a group.
+func enter(dir string) error {
+	return os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0)
+}
+
+// limit sets the quota of the server, in CPUs; 0: none.
 func (g *group) limit(cpus float64) error {
 	quota := strconv.Itoa(int(cpus * period))
 	if g.v2 {
 		if cpus == 0 {
 			quota = "max"
 		}
-		return os.WriteFile(g.dir+"/cpu.max", []byte(fmt.Sprintf("%s %d", quota, period)), 0)
+		return os.WriteFile(g.dir+"/cpu.max", fmt.Appendf(nil, "%s %d", quota, period), 0)
 	}
 	if cpus == 0 {
 		quota = "-1"
@@ -280,12 +320,17 @@ func (g *group) stat() (s groupStat, err error) {
 	return s, nil
 }
 
-// remove removes the group once nothing is in it.
+// remove leaves the groups, and removes them once nothing is in them.
 func (g *group) remove() {
-	for range 100 {
-		if os.Remove(g.dir) == nil {
-			return
+	if enter(g.root) != nil {
+		return
+	}
+	for _, dir := range []string{g.client, g.dir, g.parent} {
+		for range 100 {
+			if os.Remove(dir) == nil {
+				break
+			}
+			time.Sleep(50 * time.Millisecond)
 		}
-		time.Sleep(50 * time.Millisecond)
 	}
 }

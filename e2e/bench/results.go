@@ -147,9 +147,9 @@ func (r *results) save(file string) error {
 	return os.WriteFile(file, append(text, '\n'), 0o644)
 }
 
-// compare prints the CPU time of each row beside that of an earlier run, which
-// file holds. Only what has a ratio to the always-allow server of its own run is
-// compared by that: machines differ, and so does what else they do.
+// compare prints figures of each row beside those of an earlier run, which file
+// holds. CPU times of checks are compared by their ratio to the always-allow server
+// of the same run: machines differ, and so does what else they do.
 func (r *results) compare(file string, w io.Writer, markdown bool) error {
 	text, err := os.ReadFile(file)
 	if err != nil {
