@@ -22,8 +22,6 @@ import (
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/open-policy-agent/opa/v1/ast"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/encoding"
-	_ "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
@@ -330,7 +328,7 @@ func (s *stream) Context() context.Context { return s.ctx }
 
 // SendMsg encodes the answer, as grpc-go does.
 func (s *stream) SendMsg(m any) error {
-	out, err := encoding.GetCodecV2("proto").Marshal(m)
+	out, err := extauthz.Codec().Marshal(m)
 	if err != nil {
 		return err
 	}

@@ -17,7 +17,7 @@ import (
 // no, else the message.
 type reply struct {
 	plain   []byte
-	message *authv3.CheckResponse
+	message *authv3.CheckResponse // made of plain when somebody asks for it
 }
 
 // replyOf renders an answer as responseOf does.
@@ -34,14 +34,13 @@ func replyOf(a *tenants.Answer, decisionID string) (reply, error) {
 
 // response returns the message of a reply; nil: there is none, but an RPC error.
 func (r *reply) response() *authv3.CheckResponse {
-	if r.plain == nil {
-		return r.message
+	if r.message == nil && r.plain != nil {
+		r.message = new(authv3.CheckResponse)
+		if err := proto.Unmarshal(r.plain, r.message); err != nil {
+			panic(err) // we have written it
+		}
 	}
-	resp := new(authv3.CheckResponse)
-	if err := proto.Unmarshal(r.plain, resp); err != nil {
-		panic(err) // we have written it
-	}
-	return resp
+	return r.message
 }
 
 // ProtoReflect makes a reply a message for every codec.
