@@ -62,8 +62,9 @@ var seed = maphash.MakeSeed()
 
 func hashOf(key string) uint32 { return uint32(maphash.String(seed, key)) }
 
-// newBlock returns the block in use that is equal to this one, or makes it one.
-func newBlock(data []byte, links []link, root uint32) *block {
+// newBlock returns the block in use that is equal to this one, or makes it one. It
+// adds so many bytes to the room for small terms then.
+func newBlock(data []byte, links []link, root uint32, room *room, more int64) *block {
 	h := sha256.New()
 	var word [8]byte
 	binary.LittleEndian.PutUint32(word[:], root)
@@ -83,6 +84,8 @@ func newBlock(data []byte, links []link, root uint32) *block {
 		return b
 	}
 	b := &block{data: string(data), links: append([]link(nil), links...), root: root, digest: digest}
+	b.terms.room = room
+	room.most.Add(more)
 	blocks.byDigest[digest] = weak.Make(b)
 	runtime.AddCleanup(b, forget, digest)
 	return b

@@ -17,7 +17,7 @@
 //
 // Arrays are their values, one after the other. Objects are the place of their keys
 // and their values in the order of the keys, which is that of OPA. Up to eight keys
-// are looked through; more have an index by hash beside them, a byte or two for each.
+// are looked through; more have an index by hash beside them, some bytes for each.
 //
 // What is larger than minBlock is a block of its own, and what is larger than
 // maxBlock is cut into several, with a directory before them. Where it is cut depends
@@ -32,9 +32,10 @@
 //
 // # What is remembered
 //
-// Terms that were made of values of a block are remembered with it. Those that take
-// little, until all of them take as much as the block does: then such terms are made
-// each time. Those that take much, larger than 4 KiB, always: to make them
-// takes long, and all of them together are at most what the document takes as an
+// Terms that were made of values of a block are remembered with it. The small ones, for
+// so long as there is room: a document takes, with what it remembers of small terms, at
+// most perJSON times the length of its JSON, or leastRoom. Where that is not enough for
+// all that is asked for, those that are asked for often stay, and the others are made again. Large terms, of largeTerm and more, always: to
+// make them takes long. All of them together are at most what the document takes as an
 // ast.Value. Size counts both.
 package document

@@ -63,10 +63,10 @@ func (v Value) scalar() *ast.Term {
 		return t
 	}
 	t, size := v.newScalar()
-	if size == 0 {
-		return t
+	if size > 0 {
+		v.b.add(v.slot, false, t, size)
 	}
-	return v.b.remember(v.slot, false, t, size)
+	return t
 }
 
 // newScalar makes the term of a text or number, and says what it takes: nothing if
@@ -88,20 +88,26 @@ func (v Value) newScalar() (*ast.Term, int64) {
 
 // whole returns the term of an array or object that is not empty.
 func (v Value) whole() *ast.Term {
-	m := &v.b.terms
-	if t := m.get(v.slot, false); t != nil {
+	if t := v.Known(); t != nil {
 		return t
 	}
-	if v.Len() >= largeTerm/sizeElem {
-		m.large.Lock()
-		defer m.large.Unlock()
-		if t := m.get(v.slot, false); t != nil {
+	m := &v.b.terms
+	var mk maker
+	if v.Count(largeTerm/sizeScalar) < largeTerm/sizeScalar {
+		if t := mk.term(v); mk.size < largeTerm {
+			v.b.add(v.slot, false, t, mk.size)
 			return t
 		}
 	}
-	var mk maker
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if t := m.getLarge(v.slot); t != nil {
+		return t
+	}
+	mk = maker{}
 	t := mk.term(v)
-	return v.b.remember(v.slot, false, t, mk.size)
+	m.addLarge(v.slot, t, mk.size)
+	return t
 }
 
 // maker makes terms, many at a time, and counts what they take.
@@ -133,7 +139,7 @@ func (mk *maker) term(v Value) *ast.Term {
 			return ast.InternedTerm(n)
 		}
 	}
-	if t := v.b.terms.get(v.slot, false); t != nil {
+	if t := v.Known(); t != nil {
 		return t
 	}
 	switch v.Kind() {
@@ -164,10 +170,13 @@ func (mk *maker) term(v Value) *ast.Term {
 	return mk.new(ast.String(text))
 }
 
-// Known returns the term of an array or object where it is remembered, or nil.
+// Known returns the term of a value where it is remembered, or nil.
 func (v Value) Known() *ast.Term {
-	if v.b == nil || !v.composite() {
+	if v.b == nil {
 		return nil
 	}
-	return v.b.terms.get(v.slot, false)
+	if t := v.b.terms.get(v.slot, false); t != nil {
+		return t
+	}
+	return v.b.terms.getLarge(v.slot)
 }

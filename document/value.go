@@ -148,6 +148,39 @@ func (v Value) Elem(i int) Value {
 	return Value{}
 }
 
+// Nth returns the i-th member of an object, in the order of the keys, or element of an
+// array, whose key is none.
+func (v Value) Nth(i int) (key, value Value) {
+	switch v.slot &^ slotMask {
+	case slotObject:
+		k, values := v.members()
+		if i >= 0 && i < k.n {
+			return Value{v.b, slotString | v.b.word(k.texts+4*uint32(i))}, v.b.value(v.b.word(values + 4*uint32(i)))
+		}
+	case slotBig:
+		if g := v.b.big(v.slot & slotMask); i >= 0 && i < g.n {
+			p := g.holding(i)
+			return g.piece(p).Nth(i - g.first(p))
+		}
+	}
+	return Value{}, v.Elem(i)
+}
+
+// Count returns how many values there are in v, itself, its members' keys and all in
+// them, or more than most when there are more.
+func (v Value) Count(most int) int {
+	n := 1
+	for k, e := range v.All() {
+		if k.Defined() {
+			n++
+		}
+		if n += e.Count(most - n); n > most {
+			break
+		}
+	}
+	return n
+}
+
 // All returns the members of an object, in the order of their keys, or the elements
 // of an array, whose keys are none.
 func (v Value) All() iter.Seq2[Value, Value] {
