@@ -167,7 +167,7 @@ func (c *benchCase) compiler(t testing.TB) *ast.Compiler {
 }
 
 func (c *benchCase) program(t testing.TB) *Program {
-	data := ast.MustInterfaceToValue(c.data).(ast.Object)
+	data := documentOf(c.data)
 	p, err := Of(c.compiler(t), benchQuery)
 	if err != nil {
 		t.Fatal(err)
@@ -266,7 +266,7 @@ func BenchmarkCompile(b *testing.B) {
 	for _, bc := range benchCases {
 		c := bc.make(b)
 		compiler := c.compiler(b)
-		data := ast.MustInterfaceToValue(c.data).(ast.Object)
+		data := documentOf(c.data)
 		b.Run("policy/"+bc.name, func(b *testing.B) {
 			b.ReportAllocs()
 			defer reportCPU(b)()

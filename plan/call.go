@@ -8,6 +8,8 @@ import (
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/ir"
 	"github.com/open-policy-agent/opa/v1/topdown"
+
+	"github.com/gatehouse-authz/gatehouse/document"
 )
 
 func (c *compiler) call(s *ir.CallStmt) (step, error) {
@@ -357,7 +359,7 @@ func (b *builtin) call(m *machine) signal {
 	}
 	operands := m.operands[:0]
 	for i := range b.args {
-		operands = append(operands, b.args[i].load(m))
+		operands = append(operands, document.Whole(b.args[i].load(m)))
 	}
 	m.operands = operands
 	if !m.foresee(b, operands) {

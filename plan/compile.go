@@ -8,6 +8,8 @@ import (
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/ir"
+
+	"github.com/gatehouse-authz/gatehouse/document"
 )
 
 // Program is a plan with its data, ready to be evaluated. It never changes, but
@@ -22,13 +24,14 @@ type Program struct {
 	kept     atomic.Int64 // values in what functions keep
 	stmts    int          // of the plan
 	reserved int64        // bytes, for indexes over the data
+	early    int64        // bytes, of data that was made as OPA has it
 }
 
 // Size estimates what the Program takes in memory beside its data, in bytes, with
 // what indexes over the data may take when they are made, but without what it keeps
 // of rules and patterns when they are first asked for.
 func (p *Program) Size() int64 {
-	return sizeProgram + sizeFunction*int64(len(p.funcs)) + sizeStmt*int64(p.stmts) + p.reserved
+	return sizeProgram + sizeFunction*int64(len(p.funcs)) + sizeStmt*int64(p.stmts) + p.early + p.reserved
 }
 
 // Estimates, in bytes.
@@ -36,6 +39,7 @@ const (
 	sizeProgram  = 512
 	sizeFunction = 300
 	sizeStmt     = 60
+	sizeEarly    = 80 // for each value
 )
 
 // function is a planned rule, or function of the policy.
@@ -79,16 +83,19 @@ const maxStatements = 1 << 20
 // Compile makes a Program of a plan that has one query. The data is taken as it
 // is and must not change. The error wraps ErrUnsupported where the plan is one
 // that is better not run by a Program.
-func Compile(p *ir.Policy, data ast.Object) (*Program, error) {
-	return compile(p, data, newIndexes(minScanned, scansBefore))
+func Compile(p *ir.Policy, data document.Value) (*Program, error) {
+	return compile(p, data, newIndexes(minScanned, scansBefore), asSmall)
 }
 
-func compile(p *ir.Policy, data ast.Object, indexes *indexes) (prog *Program, err error) {
+func compile(p *ir.Policy, data document.Value, indexes *indexes, held holding) (prog *Program, err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			prog, err = nil, fmt.Errorf("compiling plan: panic: %v", r)
 		}
 	}()
+	if data.Kind() != document.Object {
+		return nil, errors.New("compiling plan: data is not an object")
+	}
 	if p.Plans == nil || len(p.Plans.Plans) != 1 {
 		return nil, fmt.Errorf("compiling plan: %w: other than one query", ErrUnsupported)
 	}
@@ -96,8 +103,8 @@ func compile(p *ir.Policy, data ast.Object, indexes *indexes) (prog *Program, er
 		return nil, fmt.Errorf("compiling plan: %w: it has %d statements, the limit is %d", ErrUnsupported, n, maxStatements)
 	}
 	c := &compiler{
-		policy:  p,
-		data:    ast.NewTerm(data),
+		policy: p,
+		data:   data.Held(), held: held,
 		byName:  make(map[string]*function),
 		strings: make([]*ast.Term, len(p.Static.Strings)),
 		dynamic: &node{}, patterns: make(map[string]*patterns), paths: make(map[string]*inputPath),
@@ -146,7 +153,7 @@ func compile(p *ir.Policy, data ast.Object, indexes *indexes) (prog *Program, er
 		return nil, fmt.Errorf("compiling plan: query: %w", err)
 	}
 	prog.locals, prog.paths = u.size(), len(c.paths)
-	prog.reserved = c.indexes.budget.Load()
+	prog.reserved, prog.early = c.indexes.budget.Load(), c.early
 	c.indexes.paths, c.indexes.roots = nil, nil
 	return prog, nil
 }
@@ -155,7 +162,8 @@ func compile(p *ir.Policy, data ast.Object, indexes *indexes) (prog *Program, er
 type compiler struct {
 	policy   *ir.Policy
 	data     *ast.Term
-	withData bool // some "with" has another data
+	held     holding // of locals that all look at where it lies
+	withData bool    // some "with" has another data
 	byName   map[string]*function
 	strings  []*ast.Term
 	dynamic  *node
@@ -164,6 +172,7 @@ type compiler struct {
 	indexes  *indexes
 	tokens   *tokens
 	regexps  *remembered[*regexp.Regexp]
+	early    int64 // bytes, of what the data has that is made as OPA has it
 	unit     *unit
 	nest     []blockKind
 

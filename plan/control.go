@@ -6,6 +6,8 @@ import (
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/ir"
+
+	"github.com/gatehouse-authz/gatehouse/document"
 )
 
 // runBlock runs the steps of a block.
@@ -204,6 +206,22 @@ func (c *compiler) scan(s *ir.ScanStmt) (step, error) {
 		}
 		return sigNext
 	}
+	holds, once := c.holding(s.Value), c.unit.within(s.Block, s.Value)
+	// in is each for an element where it lies.
+	in := func(m *machine, holder *document.Holder, k, v place) signal {
+		var key, val *ast.Term
+		if needKey {
+			key = k.term(asOPA)
+		}
+		if needVal {
+			if holder != nil && v.t == nil {
+				val = holder.Hold(v.v)
+			} else {
+				val = v.term(holds)
+			}
+		}
+		return each(m, key, val)
+	}
 	return func(m *machine) signal {
 		t := src(m)
 		if t == nil {
@@ -217,10 +235,29 @@ func (c *compiler) scan(s *ir.ScanStmt) (step, error) {
 			case none:
 				return sigNext
 			case d != nil:
-				return d.scan(m, t.Value, first, needKey, each)
+				return d.scan(m, t.Value, first, needKey, in)
 			}
 		}
+		if guards == nil && needVal && holds == asOPA {
+			t = document.Whole(t) // which is made once, and not each element each time
+		}
 		switch v := t.Value.(type) {
+		case *document.Value:
+			var holder *document.Holder // of one element after the other
+			if holds != asOPA && once && needVal {
+				holder = new(document.Holder)
+			}
+			i := 0
+			for k, e := range v.All() {
+				key := place{v: k}
+				if needKey && !k.Defined() {
+					key = place{t: ast.InternedTerm(i)}
+				}
+				i++
+				if sig := in(m, holder, key, place{v: e}); sig != sigNext {
+					return outer(sig)
+				}
+			}
 		case *ast.Array:
 			for i := range v.Len() {
 				var k *ast.Term

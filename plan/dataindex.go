@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 
 	"github.com/open-policy-agent/opa/v1/ast"
+
+	"github.com/gatehouse-authz/gatehouse/document"
 )
 
 // Bounds of the indexes of a Program over its data.
@@ -30,11 +32,12 @@ type indexes struct {
 	budget atomic.Int64 // bytes that are left
 
 	// These are for compiling alone.
-	paths map[string]int     // :: path → its number
-	roots map[*ast.Term]bool // what the budget counts
+	paths map[string]int          // :: path → its number
+	roots map[document.Value]bool // what the budget counts
 
-	mu    sync.RWMutex
-	known map[indexed]*dataIndex
+	mu     sync.RWMutex
+	known  map[indexed]*dataIndex
+	inData map[indexedData]*dataIndex
 }
 
 // indexed is what an index is over: a list or object of the data, and a path into
@@ -44,10 +47,16 @@ type indexed struct {
 	path int
 }
 
+// indexedData is what an index is over that is looked at where it lies.
+type indexedData struct {
+	in   document.Value
+	path int
+}
+
 func newIndexes(least, before int) *indexes {
 	return &indexes{
-		least: least, before: before, seed: maphash.MakeSeed(), paths: map[string]int{}, roots: map[*ast.Term]bool{},
-		known: map[indexed]*dataIndex{},
+		least: least, before: before, seed: maphash.MakeSeed(), paths: map[string]int{}, roots: map[document.Value]bool{},
+		known: map[indexed]*dataIndex{}, inData: map[indexedData]*dataIndex{},
 	}
 }
 
@@ -72,6 +81,11 @@ type dataIndex struct {
 // is to be none.
 func (x *indexes) at(in ast.Value, id int) *dataIndex {
 	switch v := in.(type) {
+	case *document.Value:
+		if v.Len() < x.least {
+			return nil
+		}
+		return dataIndexOf(x, x.inData, indexedData{*v, id})
 	case *ast.Array:
 		if v.Len() < x.least {
 			return nil
@@ -83,18 +97,22 @@ func (x *indexes) at(in ast.Value, id int) *dataIndex {
 	default:
 		return nil
 	}
-	k := indexed{in, id}
+	return dataIndexOf(x, x.known, indexed{in, id})
+}
+
+// dataIndexOf returns the index of one of the maps of x, or nil where there is to be none.
+func dataIndexOf[K comparable](x *indexes, known map[K]*dataIndex, k K) *dataIndex {
 	x.mu.RLock()
-	d, full := x.known[k], len(x.known) >= maxIndexed
+	d, full := known[k], len(x.known)+len(x.inData) >= maxIndexed
 	x.mu.RUnlock()
 	if d != nil || full {
 		return d
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if d = x.known[k]; d == nil && len(x.known) < maxIndexed {
+	if d = known[k]; d == nil && len(x.known)+len(x.inData) < maxIndexed {
 		d = new(dataIndex)
-		x.known[k] = d
+		known[k] = d
 	}
 	return d
 }
@@ -116,25 +134,20 @@ func (x *indexes) usable(m *machine, d *dataIndex, in ast.Value, path []pathStep
 
 // make fills an index. It reports false where that cannot be, now or never.
 func (x *indexes) make(m *machine, d *dataIndex, in ast.Value, path []pathStep) bool {
-	var keys, members []*ast.Term
-	var count int
-	var at func(int) *ast.Term
-	switch v := in.(type) {
-	case *ast.Array:
-		count, at = v.Len(), v.Elem
-	case ast.Object:
+	var keys, members []*ast.Term // of an object that does not tell what its i-th member is
+	count, at := placeOf(&ast.Term{Value: in}).elements()
+	if v, ok := in.(ast.Object); ok {
 		v.Foreach(func(k, v *ast.Term) {
 			keys = append(keys, k)
 			members = append(members, v)
 		})
-		count, at = len(members), func(i int) *ast.Term { return members[i] }
 	}
 	most := x.budget.Load() - int64(len(keys))*sizeIndexedKey
 	var hashes, element []uint32
 	fits := true
-	add := func(i int) func(*ast.Term) {
-		return func(t *ast.Term) {
-			switch h, kind := x.hash(t); kind {
+	add := func(i int) func(place) {
+		return func(p place) {
+			switch h, kind := x.hash(p); kind {
 			case plainValue:
 				hashes, element = append(hashes, h), append(element, uint32(i))
 				fits = fits && int64(len(hashes))*sizeIndexed <= most
@@ -148,7 +161,8 @@ func (x *indexes) make(m *machine, d *dataIndex, in ast.Value, path []pathStep) 
 		if i%1024 == 1023 && m.stopped() {
 			return false
 		}
-		eachAt(at(i), path, add(i))
+		_, v := at(i)
+		eachAt(v, path, add(i))
 	}
 	size := int64(len(hashes))*sizeIndexed + int64(len(keys))*sizeIndexedKey
 	if !fits || x.budget.Add(-size) < 0 {
@@ -176,30 +190,22 @@ func (x *indexes) make(m *machine, d *dataIndex, in ast.Value, path []pathStep) 
 	return true
 }
 
-// eachAt calls f for each value that t has at a path.
-func eachAt(t *ast.Term, path []pathStep, f func(*ast.Term)) {
+// eachAt calls f for each value that there is at a path from p.
+func eachAt(p place, path []pathStep, f func(place)) {
 	for i, s := range path {
 		if s.key == nil {
-			rest := path[i+1:]
-			switch v := t.Value.(type) {
-			case *ast.Array:
-				v.Foreach(func(t *ast.Term) { eachAt(t, rest, f) })
-			case ast.Object:
-				v.Foreach(func(_, t *ast.Term) { eachAt(t, rest, f) })
-			case ast.Set:
-				v.Foreach(func(t *ast.Term) { eachAt(t, rest, f) })
+			n, at := p.elements()
+			for j := range n {
+				_, v := at(j)
+				eachAt(v, path[i+1:], f)
 			}
 			return
 		}
-		at := get
-		if s.data {
-			at = getData
-		}
-		if t = at(t.Value, s.key); t == nil {
+		if p = p.at(s.by, s.key); !p.defined() {
 			return
 		}
 	}
-	f(t)
+	f(p)
 }
 
 // The kinds of values for an index.
@@ -213,8 +219,17 @@ const (
 // ways to write it.
 const maxPlain = 15
 
-func (x *indexes) hash(t *ast.Term) (uint32, int) {
-	switch v := t.Value.(type) {
+func (x *indexes) hash(p place) (uint32, int) {
+	if p.t == nil {
+		switch p.v.Kind() {
+		case document.String:
+			return uint32(maphash.String(x.seed, p.v.Text())), plainValue
+		case document.Array, document.Object:
+			return 0, compositeValue
+		}
+		p.t = p.v.Term()
+	}
+	switch v := p.t.Value.(type) {
 	case ast.String:
 		return uint32(maphash.String(x.seed, string(v))), plainValue
 	case ast.Boolean:
@@ -245,7 +260,7 @@ func (x *indexes) hash(t *ast.Term) (uint32, int) {
 // chain returns the first entry of the elements that may have a value, plus one,
 // and whether the index tells at all.
 func (x *indexes) chain(d *dataIndex, v *ast.Term) (uint32, bool) {
-	h, kind := x.hash(v)
+	h, kind := x.hash(placeOf(v))
 	if kind != plainValue {
 		return 0, false
 	}
@@ -298,11 +313,12 @@ func (x *indexes) id(path []pathStep) int {
 // called while the Program is compiled.
 func (x *indexes) reserve(root *ast.Term) {
 	left := maxIndexBytes - x.budget.Load()
-	if x.roots[root] || left <= 0 {
+	p := placeOf(root)
+	if x.roots[p.v] || left <= 0 {
 		return
 	}
-	x.roots[root] = true
-	values := sizeOf(root.Value, int(left/sizeReserved))
+	x.roots[p.v] = true
+	values := p.v.Count(int(left / sizeReserved))
 	x.budget.Add(min(left, int64(values)*sizeReserved))
 }
 
@@ -356,7 +372,7 @@ func (g *guarded) member(m *machine, x *ast.Term, in ast.Value) (is, ok bool) {
 		return false, false
 	}
 	for i := first; i != 0; i = d.next[i-1] {
-		if equal(x, d.value(in, d.element[i-1])) {
+		if d.value(in, d.element[i-1]).equals(x) {
 			return true, true
 		}
 	}
@@ -364,28 +380,41 @@ func (g *guarded) member(m *machine, x *ast.Term, in ast.Value) (is, ok bool) {
 }
 
 // scan calls f for each element of a chain, as a scan does for all.
-func (d *dataIndex) scan(m *machine, in ast.Value, first uint32, keys bool, f func(m *machine, k, v *ast.Term) signal) signal {
+func (d *dataIndex) scan(m *machine, in ast.Value, first uint32, keys bool, f func(m *machine, holder *document.Holder, k, v place) signal) signal {
 	for i := first; i != 0; i = d.next[i-1] {
-		element := d.element[i-1]
-		var k *ast.Term
-		switch {
-		case !keys:
-		case d.keys != nil:
-			k = d.keys[element]
-		default:
-			k = ast.InternedTerm(int(element))
+		var k place
+		if keys {
+			k = d.key(in, d.element[i-1])
 		}
-		if sig := f(m, k, d.value(in, element)); sig != sigNext {
+		v := d.value(in, d.element[i-1])
+		if sig := f(m, nil, k, v); sig != sigNext {
 			return outer(sig)
 		}
 	}
 	return sigNext
 }
 
-// value returns the value of an element.
-func (d *dataIndex) value(in ast.Value, element uint32) *ast.Term {
-	if d.members != nil {
-		return d.members[element]
+// value returns an element.
+func (d *dataIndex) value(in ast.Value, element uint32) place {
+	switch v := in.(type) {
+	case *document.Value:
+		_, e := v.Nth(int(element))
+		return place{v: e}
+	case *ast.Array:
+		return place{t: v.Elem(int(element))}
 	}
-	return in.(*ast.Array).Elem(int(element))
+	return place{t: d.members[element]}
+}
+
+// key returns the key of an element.
+func (d *dataIndex) key(in ast.Value, element uint32) place {
+	switch v := in.(type) {
+	case *document.Value:
+		if k, _ := v.Nth(int(element)); k.Defined() {
+			return place{v: k}
+		}
+	case ast.Object:
+		return place{t: d.keys[element]}
+	}
+	return place{t: ast.InternedTerm(int(element))}
 }

@@ -25,6 +25,15 @@
 // (native.go). Tokens are verified here too, with keys that are parsed once
 // (token.go); a signature that is not good is left to the registry to refuse.
 //
+// # Data where they lie
+//
+// The data are a document (package document), of which the terms of OPA would take many
+// times the memory. Its values are looked at where they lie: a walk along keys makes
+// no term but of what it comes to, and that may be a term which only holds a value of the document,
+// where each statement that reads the local is one that knows of such (holds.go). All
+// else is made as OPA has it: who does not know of held values cannot meet one. Small
+// values are always made so, for a document remembers those that are asked for often.
+//
 // # Searches in data
 //
 // In a scan of a list or object of the data, an element has no effect where what the

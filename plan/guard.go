@@ -20,8 +20,8 @@ type scanGuard struct {
 
 // pathStep is one key of a path into an element.
 type pathStep struct {
-	key  *ast.Term // nil: any
-	data bool      // it is looked up as getData does
+	key *ast.Term // nil: any
+	by  getter
 }
 
 // nameOf tells paths apart.
@@ -33,7 +33,7 @@ func nameOf(path []pathStep) string {
 		} else {
 			b.WriteString(strconv.Quote(s.key.String()))
 		}
-		b.WriteString(strconv.FormatBool(s.data))
+		b.WriteString(strconv.FormatBool(bool(s.by)))
 	}
 	return b.String()
 }
@@ -211,10 +211,10 @@ func (sc *search) dot(s *ir.DotStmt) *sym {
 	}
 	if src.element {
 		if k := sc.c.constant(s.Key); k != nil {
-			return &sym{element: true, path: append(slices.Clone(src.path), pathStep{k, src.derived}), derived: src.derived}
+			return &sym{element: true, path: append(slices.Clone(src.path), pathStep{k, getter(src.derived)}), derived: src.derived}
 		}
 		if key.fixed {
-			return &sym{element: true, path: append(slices.Clone(src.path), pathStep{key.load(nil), src.derived}), derived: src.derived}
+			return &sym{element: true, path: append(slices.Clone(src.path), pathStep{key.load(nil), getter(src.derived)}), derived: src.derived}
 		}
 		return nil
 	}
@@ -222,17 +222,14 @@ func (sc *search) dot(s *ir.DotStmt) *sym {
 		path := sc.c.inputPath([]operand{{term: key.load(nil)}})
 		return &sym{load: func(m *machine) *ast.Term { return m.inputAt(path) }}
 	}
-	at, from, k := get, src.load, key.load
-	if src.derived {
-		at = getData
-	}
+	from, k, by, held := src.load, key.load, getter(src.derived), sc.c.held
 	return &sym{
 		load: func(m *machine) *ast.Term {
 			v, key := from(m), k(m)
 			if v == nil || key == nil {
 				return nil
 			}
-			return at(v.Value, key)
+			return placeOf(v).at(by, key).term(held)
 		},
 		derived: src.derived,
 	}

@@ -52,35 +52,29 @@ func (c *compiler) searched(s *ir.ScanStmt) {
 	case root == nil:
 		root = c.data
 	}
-	if k := kindsOf(root.Value, root != c.unit.known[s.Source]); k != 0 {
+	if k := kindsOf(placeOf(root), !sameData(root, c.unit.known[s.Source])); k != 0 {
 		c.searchedKeys[s.Key] |= k
 	}
 }
 
-// kindsOf returns what keys a value has that may be written in two ways, or any
-// value in it where that is asked.
-func kindsOf(v ast.Value, below bool) (k keyKinds) {
-	switch v := v.(type) {
-	case *ast.Array:
-		if v.Len() > 0 {
-			k = listKeys
+// kindsOf returns what keys there are that may be written in two ways, or in any
+// value below where that is asked.
+func kindsOf(p place, below bool) (k keyKinds) {
+	n, at := p.elements()
+	for i := range n {
+		key, v := at(i)
+		switch {
+		case !key.defined():
+			k |= listKeys
+		case !key.isText() || isIndex(key.text()):
+			k |= numberKeys
 		}
 		if below {
-			v.Until(func(t *ast.Term) bool {
-				k |= kindsOf(t.Value, true)
-				return k == listKeys|numberKeys
-			})
+			k |= kindsOf(v, true)
 		}
-	case ast.Object:
-		v.Until(func(key, v *ast.Term) bool {
-			if s, ok := key.Value.(ast.String); !ok || isIndex(string(s)) {
-				k |= numberKeys
-			}
-			if below {
-				k |= kindsOf(v.Value, true)
-			}
-			return k == listKeys|numberKeys
-		})
+		if k == listKeys|numberKeys || k == listKeys && !below {
+			break
+		}
 	}
 	return k
 }

@@ -7,6 +7,8 @@ import (
 	"github.com/gobwas/glob"
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/topdown/builtins"
+
+	"github.com/gatehouse-authz/gatehouse/document"
 )
 
 // native is a builtin without the registry's context, errors and callbacks. It
@@ -69,6 +71,13 @@ func onStrings(test func(string, string) bool) native {
 func member(m *machine, a []operand) (*ast.Term, bool) {
 	x := a[0].load(m)
 	switch c := a[1].load(m).Value.(type) {
+	case *document.Value:
+		for _, e := range c.All() {
+			if e.Equal(x.Value) {
+				return termTrue, true
+			}
+		}
+		return termFalse, true
 	case ast.Set:
 		return truth(c.Contains(x)), true
 	case *ast.Array:
@@ -85,13 +94,16 @@ func member(m *machine, a []operand) (*ast.Term, bool) {
 func elements(m *machine, a []operand) (*ast.Term, bool) {
 	t := a[0].load(m)
 	switch t.Value.(type) {
-	case *ast.Array, ast.Object, ast.Set:
+	case *ast.Array, ast.Object, ast.Set, *document.Value:
 		return ast.InternedTerm(length(t)), true
 	}
 	return nil, false
 }
 
 func objectGet(m *machine, a []operand) (*ast.Term, bool) {
+	if v, ok := a[0].load(m).Value.(*document.Value); ok {
+		return dataGet(*v, a[1].load(m), a[2].load(m))
+	}
 	obj, ok := a[0].load(m).Value.(ast.Object)
 	if !ok {
 		return nil, false
@@ -104,6 +116,25 @@ func objectGet(m *machine, a []operand) (*ast.Term, bool) {
 		return v, true
 	}
 	return a[2].load(m), true
+}
+
+// dataGet is object.get of an object of the data.
+func dataGet(v document.Value, key, other *ast.Term) (*ast.Term, bool) {
+	if v.Kind() != document.Object {
+		return nil, false
+	}
+	path, ok := key.Value.(*ast.Array)
+	if !ok {
+		v = byValue.in(v, key)
+	} else {
+		for i := range path.Len() {
+			v = byValue.in(v, path.Elem(i))
+		}
+	}
+	if !v.Defined() {
+		return other, true
+	}
+	return v.Term(), true
 }
 
 // maxConcat is the longest string that is joined here, in bytes. The registry's

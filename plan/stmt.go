@@ -6,6 +6,8 @@ import (
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/ir"
 	"github.com/open-policy-agent/opa/v1/topdown"
+
+	"github.com/gatehouse-authz/gatehouse/document"
 )
 
 // operand is where a step takes a value from: a constant, or a place of the frame.
@@ -201,7 +203,7 @@ func (c *compiler) stmt(list []ir.Stmt) (step, int, error) {
 		v := c.operand(s.Source)
 		return func(m *machine) signal {
 			if t := v.load(m); t != nil {
-				if _, ok := t.Value.(*ast.Array); ok {
+				if isArray(t) {
 					return sigNext
 				}
 			}
@@ -211,7 +213,7 @@ func (c *compiler) stmt(list []ir.Stmt) (step, int, error) {
 		v := c.operand(s.Source)
 		return func(m *machine) signal {
 			if t := v.load(m); t != nil {
-				if _, ok := t.Value.(ast.Object); ok {
+				if isObject(t) {
 					return sigNext
 				}
 			}
@@ -476,10 +478,10 @@ func (c *compiler) dots(list []ir.Stmt) (step, int, error) {
 		n++
 	}
 
-	at := get
+	at := byValue
 	delete(c.unit.derived, target)
 	if src == ir.Data || c.unit.derived[src] {
-		at = getData
+		at = byPath
 		c.unit.derived[target] = true
 		for _, k := range keys {
 			if !c.withData {
@@ -493,7 +495,7 @@ func (c *compiler) dots(list []ir.Stmt) (step, int, error) {
 			if s, ok := k.term.Value.(ast.String); !ok || isIndex(string(s)) {
 				return nil, 0, fmt.Errorf("%w: keys of data that are numbers where some with replaces data", ErrUnsupported)
 			}
-			at = get
+			at = byValue
 		}
 	}
 	c.store(src, keys, target)
@@ -531,10 +533,12 @@ func (c *compiler) store(src ir.Local, keys []operand, target ir.Local) {
 	if root == nil || c.withData || !c.unit.single(target) || c.unit.mutates[target] > 0 {
 		return
 	}
-	if src == ir.Data || c.unit.known[src] == root {
-		for len(keys) > 0 && keys[0].term != nil && root != nil {
-			root, keys = getData(root.Value, keys[0].term), keys[1:]
+	if src == ir.Data || sameData(c.unit.known[src], root) {
+		p := placeOf(root)
+		for len(keys) > 0 && keys[0].term != nil {
+			p, keys = p.at(byPath, keys[0].term), keys[1:]
 		}
+		root = p.term(asHeld)
 	}
 	if root != nil {
 		c.unit.stored[target] = root
@@ -624,33 +628,24 @@ func (c *compiler) compared(from func(*machine) *ast.Term, at getter, keys []ope
 	if len(keys) == 1 && keys[0].term != nil {
 		k := keys[0].term
 		return func(m *machine) signal {
-			v := from(m)
-			if v == nil {
-				return sigBreak
-			}
-			if v = at(v.Value, k); v == nil || equal(v, other.load(m)) != want {
+			p := placeOf(from(m)).at(at, k)
+			if !p.defined() || p.equals(other.load(m)) != want {
 				return sigBreak
 			}
 			return sigNext
 		}, n + 1
 	}
 	return func(m *machine) signal {
-		v := from(m)
+		p := placeOf(from(m))
 		for i := range keys {
-			if v == nil {
-				return sigBreak
-			}
-			v = at(v.Value, keys[i].load(m))
+			p = p.at(at, keys[i].load(m))
 		}
-		if v == nil || equal(v, other.load(m)) != want {
+		if !p.defined() || p.equals(other.load(m)) != want {
 			return sigBreak
 		}
 		return sigNext
 	}, n + 1
 }
-
-// getter is get or getData.
-type getter func(ast.Value, *ast.Term) *ast.Term
 
 // silent reports whether a statement needs no step, because all who read what it
 // sets know it.
@@ -670,25 +665,38 @@ func (c *compiler) silent(s ir.Stmt) bool {
 	return false
 }
 
+// maxEarly is how many values may be in a part of the data for it to be made as OPA
+// has it when the Program is compiled.
+const maxEarly = 128
+
 // dataDots compiles a lookup in data: the part of it that is the same each time
 // is done now.
-func (c *compiler) dataDots(data int, get getter, keys []operand, target ir.Local) (step, bool) {
-	v, n := c.data, 0
-	for n < len(keys) && keys[n].term != nil && v != nil {
-		v = get(v.Value, keys[n].term)
+func (c *compiler) dataDots(data int, by getter, keys []operand, target ir.Local) (step, bool) {
+	p, n := placeOf(c.data), 0
+	for n < len(keys) && keys[n].term != nil && p.defined() {
+		p = p.at(by, keys[n].term)
 		n++
 	}
 	if n == 0 {
 		return nil, false
 	}
-	at := v // nil: there is no such data
-	rest := keys[n:]
+	rest, holds := keys[n:], c.holding(target)
 	var static step
 	switch {
-	case at == nil:
+	case !p.defined():
 		static = func(*machine) signal { return sigBreak }
+	case len(rest) == 0 && holds == asOPA && p.v.Count(maxEarly) > maxEarly:
+		t := c.unit.slot(target)
+		static = func(m *machine) signal {
+			m.regs[t] = p.v.Term()
+			return sigNext
+		}
 	case len(rest) == 0:
+		at := p.term(holds)
 		if !c.withData && c.unit.single(target) && c.unit.mutates[target] == 0 {
+			if _, ok := at.Value.(*document.Value); !ok {
+				c.early += sizeEarly * int64(p.v.Count(maxEarly))
+			}
 			c.unit.known[target] = at
 			return nil, true
 		}
@@ -698,13 +706,14 @@ func (c *compiler) dataDots(data int, get getter, keys []operand, target ir.Loca
 			return sigNext
 		}
 	default:
-		static = c.lookup(func(*machine) *ast.Term { return at }, get, rest, target)
+		at := p.term(asHeld)
+		static = c.lookup(func(*machine) *ast.Term { return at }, by, rest, target)
 	}
 	if !c.withData {
 		return static, true
 	}
 	own := c.data
-	other := c.lookup(func(m *machine) *ast.Term { return m.regs[data] }, get, keys, target)
+	other := c.lookup(func(m *machine) *ast.Term { return m.regs[data] }, by, keys, target)
 	return func(m *machine) signal {
 		if m.regs[data] == own {
 			return static(m)
@@ -714,16 +723,13 @@ func (c *compiler) dataDots(data int, get getter, keys []operand, target ir.Loca
 }
 
 // lookup compiles a walk along keys.
-func (c *compiler) lookup(from func(*machine) *ast.Term, get getter, keys []operand, target ir.Local) step {
-	t := c.unit.slot(target)
+func (c *compiler) lookup(from func(*machine) *ast.Term, by getter, keys []operand, target ir.Local) step {
+	t, holds := c.unit.slot(target), c.holding(target)
 	if len(keys) == 1 && keys[0].term != nil {
 		k := keys[0].term
 		return func(m *machine) signal {
-			v := from(m)
+			v := placeOf(from(m)).at(by, k).term(holds)
 			if v == nil {
-				return sigBreak
-			}
-			if v = get(v.Value, k); v == nil {
 				return sigBreak
 			}
 			m.regs[t] = v
@@ -731,13 +737,11 @@ func (c *compiler) lookup(from func(*machine) *ast.Term, get getter, keys []oper
 		}
 	}
 	return func(m *machine) signal {
-		v := from(m)
+		p := placeOf(from(m))
 		for i := range keys {
-			if v == nil {
-				return sigBreak
-			}
-			v = get(v.Value, keys[i].load(m))
+			p = p.at(by, keys[i].load(m))
 		}
+		v := p.term(holds)
 		if v == nil {
 			return sigBreak
 		}

@@ -159,6 +159,7 @@ type facts struct {
 	known   map[ir.Local]*ast.Term // those with one value
 	derived map[ir.Local]bool      // those that a reference to data has come to
 	stored  map[ir.Local]*ast.Term // those that are parts of this part of the data
+	holds   map[ir.Local]bool      // those whose term may hold a value of the data: see findHolds
 }
 
 func newUnit(blocks []*ir.Block, params []ir.Local) *unit {
@@ -245,6 +246,7 @@ func (u *unit) enter(b *ir.Block) {
 			}
 		}
 	})
+	u.findHolds(b)
 }
 
 // single reports whether a local of the rule alone is written once and never

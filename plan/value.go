@@ -5,6 +5,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/open-policy-agent/opa/v1/ast"
+
+	"github.com/gatehouse-authz/gatehouse/document"
 )
 
 // equal reports whether two values are equal. What is undefined equals nothing.
@@ -16,6 +18,8 @@ func equal(a, b *ast.Term) bool {
 		return true
 	}
 	switch x := a.Value.(type) {
+	case *document.Value:
+		return x.Equal(b.Value)
 	case ast.String:
 		y, ok := b.Value.(ast.String)
 		return ok && x == y
@@ -25,6 +29,9 @@ func equal(a, b *ast.Term) bool {
 	case ast.Null:
 		_, ok := b.Value.(ast.Null)
 		return ok
+	}
+	if y, ok := b.Value.(*document.Value); ok {
+		return y.Equal(a.Value)
 	}
 	return ast.Compare(a.Value, b.Value) == 0
 }
@@ -78,12 +85,49 @@ func isIndex(s string) bool {
 	return err == nil
 }
 
+// isArray reports whether t is an array.
+func isArray(t *ast.Term) bool {
+	switch v := t.Value.(type) {
+	case *document.Value:
+		return v.Kind() == document.Array
+	case *ast.Array:
+		return true
+	}
+	return false
+}
+
+// isObject reports whether t is an object.
+func isObject(t *ast.Term) bool {
+	switch v := t.Value.(type) {
+	case *document.Value:
+		return v.Kind() == document.Object
+	case ast.Object:
+		return true
+	}
+	return false
+}
+
+// sameData reports whether two terms are one, or hold one value of the data.
+func sameData(a, b *ast.Term) bool {
+	if a == nil || b == nil || a == b {
+		return a == b
+	}
+	x, ok := a.Value.(*document.Value)
+	if !ok {
+		return false
+	}
+	y, ok := b.Value.(*document.Value)
+	return ok && *x == *y
+}
+
 // length returns how many elements t has, or characters.
 func length(t *ast.Term) int {
 	if t == nil {
 		return 0
 	}
 	switch v := t.Value.(type) {
+	case *document.Value:
+		return v.Len()
 	case *ast.Array:
 		return v.Len()
 	case ast.Object:
@@ -131,7 +175,7 @@ func upsert(old *ast.Term, path []*ast.Term, v *ast.Term) *ast.Term {
 	}
 	var next *ast.Term
 	size := 1
-	before, ok := objectOf(old)
+	before, ok := objectOf(document.Whole(old))
 	if ok {
 		next = before.Get(path[0])
 		size += before.Len()
@@ -162,6 +206,7 @@ var systemKey = ast.NewTerm(ast.SystemDocumentKey)
 
 // withoutSystem returns all of data as a policy sees it.
 func withoutSystem(data *ast.Term) *ast.Term {
+	data = document.Whole(data)
 	obj, ok := objectOf(data)
 	if !ok || obj.Get(systemKey) == nil {
 		return data

@@ -73,7 +73,7 @@ func (p *Policy) Evaluated(observed bool) []Evaluated {
 func (p *Policy) plan(compiler *ast.Compiler, e *entry, body ast.Body) {
 	planned, err := plan.Of(compiler, body)
 	if err == nil {
-		e.program, err = plan.Compile(planned, p.store.root.Value().(ast.Object))
+		e.program, err = plan.Compile(planned, p.store.root)
 	}
 	if e.unplanned = err; err == nil {
 		p.size += e.program.Size()
