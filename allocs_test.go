@@ -168,10 +168,15 @@ func allocCases(t *testing.T) (cases []allocCase) {
 				}})
 				if c.name == "roles" {
 					for _, items := range []int{1, 100} {
-						body := c.batch(items)
+						var bodies [][]byte
+						for first := 0; first < allocUsers; first += items {
+							bodies = append(bodies, c.batch(first, items))
+						}
+						next := 0
 						cases = append(cases, allocCase{fmt.Sprintf("item    %-8s %s, %d at once", c.name, evaluator, items), func(n int) {
 							for range max(1, n/items) {
-								s.batch(t, body)
+								s.batch(t, bodies[next%len(bodies)])
+								next++
 							}
 						}})
 					}
