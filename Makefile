@@ -209,9 +209,9 @@ fuzz: ## Fuzz each target for FUZZ (default 20s), or those that match ONLY
 SEED ?= $(shell date +%s)
 
 .PHONY: fuzz-differential
-fuzz-differential: ## Compare with an oracle: plans with topdown (SEED=), native builtins with OPA's
+fuzz-differential: ## Compare with oracles: plans with topdown (SEED=), builtins and tokens with OPA's, wire bytes with protobuf
 	PLAN_POLICIES=2000 PLAN_SEED=$(SEED) go test ./plan -run TestGenerated -v -timeout 15m
-	@$(MAKE) --no-print-directory fuzz ONLY=Native
+	@$(MAKE) --no-print-directory fuzz FUZZ=10s ONLY='Native|Tokens|Wire|Slice|KeptInput|Redact|Document'
 
 .PHONY: vuln
 vuln: ## Look for known vulnerabilities (needs the vulnerability database)
