@@ -36,9 +36,29 @@ func TestDrain(t *testing.T) {
 		once(t, ids, 4000)
 		once(t, idsOf(t, console.String()), 4000)
 		record(t, logs[0], "late", 1)
-		if b := h.check(); b.Dropped["shutdown"] != 1 || b.Buffered != 0 {
+		record(t, h.Open(set), "new", 1)
+		if b := h.check(); b.Dropped["shutdown"] != 2 || b.Buffered != 0 {
 			t.Errorf("running %v: got %+v", running, b)
 		}
+	}
+}
+
+// A log that is opened during the drain is drained.
+func TestOpenedInDrain(t *testing.T) {
+	t.Parallel()
+	rec := newRecorder(t)
+	release := rec.hang(t)
+	h := newHouse(t, decisionlog.Config{})
+	set := never(rec.service())
+	record(t, h.Open(set), "first", 1)
+	drained := make(chan struct{})
+	go func() { defer close(drained); drain(h, time.Minute) }()
+	await(t, "the drain has begun", func() bool { rec.mu.Lock(); defer rec.mu.Unlock(); return rec.requests > 0 })
+	record(t, h.Open(set), "second", 1)
+	release()
+	<-drained
+	if b := h.check(); b.Delivered != 2 {
+		t.Errorf("got %+v", b)
 	}
 }
 

@@ -394,10 +394,8 @@ func (l *Log) Retire() {
 func (l *Log) over() bool { return !l.retired.IsZero() && l.bytes == 0 && !l.queued }
 
 // drain has what is buffered delivered as soon as possible, on another schedule:
-// that of the log may have ended.
+// that of the log may have ended. l.mu is held.
 func (l *Log) drain(s *schedule.Schedule) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.draining = true
 	for _, o := range l.outlets {
 		o.task.Stop()

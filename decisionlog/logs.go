@@ -68,12 +68,15 @@ type Logs struct {
 	idle    chan struct{} // has room for one: nothing is buffered
 
 	life     context.Context // that of deliveries: ends with Drain
-	end      context.CancelFunc
+	quit     context.CancelFunc
 	attempts sync.WaitGroup // deliveries that go on
 
 	mu   sync.Mutex
 	logs map[*Log]struct{} // those that are not retired, or buffer something; guarded by mu
 	past books             // of the logs that are not in logs; guarded by mu
+
+	draining *schedule.Schedule // of Drain; nil: it was not called; guarded by mu
+	ended    bool               // Drain delivers no more; guarded by mu
 }
 
 // New returns Logs. Nothing is delivered before Run.
@@ -101,7 +104,7 @@ func New(cfg Config) *Logs {
 			tenants: map[string]*recentOfOne{}, showing: make(chan struct{}, 1),
 		},
 	}
-	ls.life, ls.end = context.WithCancel(context.Background())
+	ls.life, ls.quit = context.WithCancel(context.Background())
 	ls.metrics = newMetrics(ls)
 	return ls
 }
@@ -112,9 +115,23 @@ func (ls *Logs) Open(s Settings) *Log {
 	l := newLog(ls, s.orDefault())
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ls.enter(l)
+	return l
+}
+
+// enter puts a log, in which nothing is buffered, among those that are known. ls.mu
+// and l.mu are held.
+func (ls *Logs) enter(l *Log) {
 	l.known = true
 	ls.logs[l] = struct{}{}
-	return l
+	switch {
+	case ls.ended:
+		l.closed = true
+	case ls.draining != nil:
+		l.drain(ls.draining)
+	}
 }
 
 // Run encodes events until ctx ends, and then waits for what it started, but for
@@ -142,18 +159,23 @@ func (ls *Logs) Drain(ctx context.Context) {
 	for range ls.cfg.Workers {
 		wg.Go(func() { ls.work(ctx) })
 	}
-	all := ls.all()
-	for _, l := range all {
+	ls.mu.Lock()
+	ls.draining = s
+	for l := range ls.logs {
+		l.mu.Lock()
 		l.drain(s)
+		l.mu.Unlock()
 	}
+	ls.mu.Unlock()
 	ls.awaitIdle(ctx)
 	cancel()
 	wg.Wait()
 
+	all := ls.end()
 	for _, l := range all {
 		l.close()
 	}
-	ls.end()
+	ls.quit()
 	ended, stop := context.WithTimeout(context.Background(), endings)
 	defer stop()
 	ls.awaitIdle(ended)
@@ -171,10 +193,12 @@ func (ls *Logs) Drain(ctx context.Context) {
 	}
 }
 
-// all returns the logs that there are.
-func (ls *Logs) all() []*Log {
+// end returns the logs that there are. Those that are opened from now on deliver
+// nothing.
+func (ls *Logs) end() []*Log {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
+	ls.ended = true
 	all := make([]*Log, 0, len(ls.logs))
 	for l := range ls.logs {
 		all = append(all, l)
@@ -220,8 +244,7 @@ func (ls *Logs) remember(l *Log) {
 	defer ls.mu.Unlock()
 	l.mu.Lock()
 	if !l.known {
-		l.known = true
-		ls.logs[l] = struct{}{}
+		ls.enter(l)
 		ls.past.sub(&l.books)
 	}
 }

@@ -16,18 +16,12 @@ var ErrNotRemembered = errors.New("decision is not remembered")
 
 // remember keeps an answer among the tenant's last decisions.
 func (c *call) remember(q *Question, a *Answer, r *result, e *decisionlog.Event) {
-	labels := c.in.labels.Load()
-	if labels == nil {
-		own := c.pool.labelsOf(c.in.id, c.in.settings)
-		labels = &own
-		c.in.labels.Store(labels)
-	}
 	entry, err := c.in.entryOf(q)
 	if err != nil {
 		entry = q.Entry
 	}
 	m := decisionlog.Memory{
-		Event: *e, Tenant: string(c.in.id), Labels: *labels,
+		Event: *e, Tenant: string(c.in.id), Labels: c.pool.labels(c.in),
 		Asked: decisionlog.Asked{Entry: entry, Value: q.Value, At: r.observed.At, State: c.state, Guard: a.Guard || errors.Is(a.Err, ErrGuard)},
 	}
 	if c.rev != nil {

@@ -38,10 +38,13 @@ type instance struct {
 	joined   joins       // what the policies that were asked last read
 	env      *policy.Env // set before ready is closed, unless it is refused
 
-	log atomic.Pointer[decisionlog.Log] // nil: it has none
-
-	remembers atomic.Bool                       // its decisions are remembered: it is a tenant, not a name that somebody made up
+	logs      atomic.Bool                       // its decisions are logged
+	remembers atomic.Bool                       // they are remembered: it is a tenant, not a name that somebody made up
 	labels    atomic.Pointer[map[string]string] // those of its decisions; nil before the first
+
+	log     atomic.Pointer[decisionlog.Log] // nil before the first decision that is logged
+	opening sync.Mutex                      // held while log is opened or retired
+	retired bool                            // the log is, also where there is none yet; guarded by opening
 
 	// current decides; nil before the first load. Always replaced, never
 	// changed: who holds one may go on using it.
@@ -233,7 +236,7 @@ func (in *instance) report(err error, activated time.Time) {
 }
 
 // observes reports whether what its evaluations do is recorded.
-func (in *instance) observes() bool { return in.log.Load() != nil || in.remembers.Load() }
+func (in *instance) observes() bool { return in.logs.Load() || in.remembers.Load() }
 
 func revisionsAttr(revisions []policy.Revision) slog.Value {
 	attrs := make([]slog.Attr, len(revisions))

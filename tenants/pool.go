@@ -467,7 +467,7 @@ func (p *Pool) fill(in *instance) (feeds []*feed, err error) {
 		}
 	}
 	in.env = in.settings.env(&p.metrics.again)
-	p.openLog(in)
+	p.recordOf(in)
 	err = p.activate(in, feeds)
 	for _, f := range feeds {
 		p.feeds.settle(f, err == nil)
@@ -539,7 +539,7 @@ func (p *Pool) refuse(in *instance, err error) {
 	if unknown && !p.named[in.id] { // anybody may have invented the name
 		p.reportTo(in, nil)
 	} else {
-		p.openLog(in) // that it is not ready is a decision, too
+		p.recordOf(in) // that it is not ready is a decision, too
 	}
 	in.state = Refused
 	in.until = time.Now().Add(wait/2 + rand.N(wait/2))
@@ -622,9 +622,7 @@ func (p *Pool) bury(in *instance) {
 	}
 	in.state = Gone
 	p.reportTo(in, nil)
-	if log := in.log.Load(); log != nil {
-		log.Retire()
-	}
+	in.retireLog()
 	rev := in.current.Load()
 	p.memory.release(rev)
 	rev.forget()

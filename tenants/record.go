@@ -20,7 +20,7 @@ import (
 // decisions. Its error, which wraps ErrNotLogged, says that the answer must not be
 // given.
 func (c *call) record(q *Question, a *Answer, r *result, took time.Duration) error {
-	log, remembers := c.in.log.Load(), c.in.remembers.Load()
+	log, remembers := c.pool.logOf(c.in), c.in.remembers.Load()
 	if log == nil && !remembers {
 		return nil
 	}
@@ -183,20 +183,67 @@ const maxFilterTime = 100 * time.Millisecond
 // filterTime bounds one of this tenant's.
 func (in *instance) filterTime() time.Duration { return min(in.limits.EvaluationTime, maxFilterTime) }
 
-// openLog opens the decision log of in, which is loading, if it wants one and has
-// none yet.
-func (p *Pool) openLog(in *instance) {
+// recordOf has the decisions of in, which is loading, kept as its settings say.
+func (p *Pool) recordOf(in *instance) {
 	in.remembers.Store(p.cfg.Logs != nil && p.cfg.Logs.Remembers())
-	log := in.settings.Log
-	if log == nil || p.cfg.Logs == nil || in.log.Load() != nil {
-		return
+	in.logs.Store(p.cfg.Logs != nil && in.settings.Log != nil)
+}
+
+// logOf returns the decision log of in; nil: it has none. It is opened for the
+// first decision: most tenants are not asked for long, and a log takes a third of
+// the memory of such a tenant.
+func (p *Pool) logOf(in *instance) *decisionlog.Log {
+	if !in.logs.Load() {
+		return nil
 	}
-	settings := log.Settings
+	if log := in.log.Load(); log != nil {
+		return log
+	}
+	in.opening.Lock()
+	defer in.opening.Unlock()
+	if log := in.log.Load(); log != nil {
+		return log
+	}
+	settings := in.settings.Log.Settings
 	settings.Tenant = string(in.id)
-	settings.Labels = p.labelsOf(in.id, in.settings)
+	settings.Labels = p.labels(in)
 	settings.FilterTime = in.filterTime()
 	settings.Turned = in.reportSoon
-	in.log.Store(p.cfg.Logs.Open(settings))
+	log := p.cfg.Logs.Open(settings)
+	if in.retired {
+		log.Retire() // a question that outlived its tenant
+	}
+	in.log.Store(log)
+	return log
+}
+
+// retireLog retires the decision log of in, also one that is opened later.
+func (in *instance) retireLog() {
+	in.opening.Lock()
+	defer in.opening.Unlock()
+	in.retired = true
+	if log := in.log.Load(); log != nil {
+		log.Retire()
+	}
+}
+
+// logStatus is how the decision log of in does. It is false where there is none.
+func (in *instance) logStatus() (s decisionlog.Status, ok bool) {
+	if log := in.log.Load(); log != nil {
+		s = log.Status()
+	}
+	return s, in.logs.Load()
+}
+
+// labels are those of the decisions of in, which are made for the first.
+func (p *Pool) labels(in *instance) map[string]string {
+	labels := in.labels.Load()
+	if labels == nil {
+		own := p.labelsOf(in.id, in.settings)
+		labels = &own
+		in.labels.Store(labels)
+	}
+	return *labels
 }
 
 // labelsOf are the labels under which a tenant reports: its own, those that each

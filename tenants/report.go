@@ -155,8 +155,8 @@ func (p *Pool) message(in *instance) *message {
 		m.Plugins["decision_logs"] = pluginReport{State: pluginOK}
 		m.Logs = &logReport{}
 	}
-	if log := in.log.Load(); log != nil {
-		m.Logs = logReportOf(log.Status())
+	if s, ok := in.logStatus(); ok {
+		m.Logs = logReportOf(s)
 	}
 	return m
 }

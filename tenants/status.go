@@ -191,8 +191,7 @@ func (p *Pool) statusOf(in *instance) Status {
 	if until := p.sched.quarantine(&in.slots); !until.IsZero() {
 		s.QuarantinedUntil = &until
 	}
-	if log := in.log.Load(); log != nil {
-		l := log.Status()
+	if l, ok := in.logStatus(); ok {
 		s.Log = &LogStatus{l.Recorded, l.Delivered, l.Dropped, l.Buffered, l.BufferedBytes, l.Message}
 	}
 	s.Checks = in.counts.byOutcome()
