@@ -24,6 +24,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"text/template"
 	"time"
 
@@ -144,6 +145,7 @@ func (fs Faults) Error() string {
 type Template struct {
 	block map[string]any
 	opts  Options
+	texts sync.Map // :: string of block that is a template → *template.Template
 }
 
 // DirBundle is the name of the one bundle of a tenant whose bundle comes from a
@@ -174,7 +176,7 @@ func (t *Template) Tenant(name string) (*Tenant, error) {
 
 func (t *Template) read(name string) (*Tenant, []Fault, error) {
 	r := &reader{opts: t.opts}
-	expanded := r.expand("", t.block, map[string]string{"tenant": name, "bundlename": name})
+	expanded := r.expand("", t.block, &t.texts, map[string]string{"tenant": name, "bundlename": name})
 	tenant := &Tenant{Entry: DefaultEntry, Path: DefaultEntry}
 	boot := expanded.(map[string]any)
 	if len(r.faults) == 0 {
@@ -190,32 +192,55 @@ func (t *Template) read(name string) (*Tenant, []Fault, error) {
 	return tenant, r.notes, nil
 }
 
-// expand executes the templates in all strings of v. Keys are not templates.
-func (r *reader) expand(path string, v any, data map[string]string) any {
+// templated reports whether a string of v is a template.
+func templated(v any) bool {
+	switch v := v.(type) {
+	case map[string]any:
+		for _, value := range v {
+			if templated(value) {
+				return true
+			}
+		}
+	case []any:
+		return slices.ContainsFunc(v, templated)
+	case string:
+		return strings.Contains(v, "{{")
+	}
+	return false
+}
+
+// expand executes the templates in all strings of v, which are kept in texts once
+// they are parsed. Keys are not templates. What has no template in it is returned as
+// it is; nobody changes it.
+func (r *reader) expand(path string, v any, texts *sync.Map, data map[string]string) any {
+	if !templated(v) {
+		return v
+	}
 	switch v := v.(type) {
 	case map[string]any:
 		m := make(map[string]any, len(v))
 		for _, k := range slices.Sorted(maps.Keys(v)) {
-			m[k] = r.expand(join(path, k), v[k], data)
+			m[k] = r.expand(join(path, k), v[k], texts, data)
 		}
 		return m
 	case []any:
 		list := make([]any, len(v))
 		for i := range v {
-			list[i] = r.expand(fmt.Sprintf("%s[%d]", path, i), v[i], data)
+			list[i] = r.expand(fmt.Sprintf("%s[%d]", path, i), v[i], texts, data)
 		}
 		return list
 	case string:
-		if !strings.Contains(v, "{{") {
-			return v
-		}
-		tmpl, err := template.New("").Option("missingkey=error").Parse(v)
-		if err != nil {
-			r.fault(path, "template: %s", tail(err))
-			return v
+		parsed, ok := texts.Load(v)
+		if !ok {
+			tmpl, err := template.New("").Option("missingkey=error").Parse(v)
+			if err != nil {
+				r.fault(path, "template: %s", tail(err))
+				return v
+			}
+			parsed, _ = texts.LoadOrStore(v, tmpl)
 		}
 		var b strings.Builder
-		if err := tmpl.Execute(&b, data); err != nil {
+		if err := parsed.(*template.Template).Execute(&b, data); err != nil {
 			r.fault(path, "template: %s; there are .tenant and .bundlename", tail(err))
 			return v
 		}

@@ -32,12 +32,16 @@ func (r *reader) note(path, text string) { r.notes = append(r.notes, Fault{path,
 type object struct {
 	r    *reader
 	path string
-	m    map[string]any // nil where it is absent
-	read map[string]bool
+	m    map[string]any  // nil where it is absent
+	read map[string]bool // of the keys of m; nil where it has none
 }
 
 func (r *reader) object(path string, m map[string]any) object {
-	return object{r: r, path: path, m: m, read: map[string]bool{}}
+	o := object{r: r, path: path, m: m}
+	if len(m) > 0 {
+		o.read = make(map[string]bool, len(m))
+	}
+	return o
 }
 
 func join(path, key string) string {
@@ -53,34 +57,42 @@ func (o *object) at(key string) string { return join(o.path, key) }
 func (o *object) has(key string) bool { return o.value(key) != nil }
 
 func (o *object) value(key string) any {
-	o.read[key] = true
-	return o.m[key]
+	v, ok := o.m[key]
+	if ok {
+		o.read[key] = true
+	}
+	return v
 }
 
 // end faults the keys that nobody has read.
 func (o *object) end() {
-	for _, key := range slices.Sorted(maps.Keys(o.m)) {
+	var unread []string
+	for key := range o.m {
 		if !o.read[key] {
-			o.r.fault(o.at(key), "unknown or unsupported key")
+			unread = append(unread, key)
 		}
+	}
+	slices.Sort(unread)
+	for _, key := range unread {
+		o.r.fault(o.at(key), "unknown or unsupported key")
 	}
 }
 
 // object returns the mapping at key. A key without a value is an empty mapping.
 func (o *object) object(key string) object {
-	child := o.r.object(o.at(key), nil)
+	var m map[string]any
 	_, present := o.m[key]
 	switch v := o.value(key).(type) {
 	case map[string]any:
-		child.m = v
+		m = v
 	case nil:
 		if present {
-			child.m = map[string]any{}
+			m = map[string]any{}
 		}
 	default:
-		o.r.fault(child.path, "is not a mapping")
+		o.r.fault(o.at(key), "is not a mapping")
 	}
-	return child
+	return o.r.object(o.at(key), m)
 }
 
 func (o *object) string(key, def string) string {
