@@ -216,7 +216,7 @@ func (c *call) begin(i int, q *Question) bool {
 		j = new(job)
 	}
 	*j = job{
-		tenant: c.in.id, guard: c.pool.guard, slots: &c.in.slots, policy: c.rev.policy, env: c.in.env,
+		tenant: c.in.id, guard: c.pool.guard, slots: &c.in.slots, policy: c.rev.policy, env: c.in.env(),
 		bytes: min(q.BodyBytes, c.in.limits.BodyBytes), done: c.done,
 	}
 	if c.turns.shared {

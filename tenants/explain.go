@@ -241,7 +241,7 @@ func (p *Pool) evaluate(in *instance, rev *revision, m *decisionlog.Memory, mode
 		}
 		opts := opts
 		opts.Builtins = nil // the event's are the tenant's
-		a := &answered{pol.Explain(context.Background(), g.settings.Entry, m.Input, g.env, cancel, opts), "", true}
+		a := &answered{pol.Explain(context.Background(), g.settings.Entry, m.Input, g.env(), cancel, opts), "", true}
 		if a.Err != nil || !a.Decision.Allowed {
 			a.outcome = outcomeNames[outcomeOf(&Answer{Decision: a.Decision, Err: a.Err})]
 			return a, nil
@@ -252,7 +252,7 @@ func (p *Pool) evaluate(in *instance, rev *revision, m *decisionlog.Memory, mode
 		return nil, err
 	}
 	opts.Decision = !m.Asked.Value
-	a := &answered{Explanation: pol.Explain(context.Background(), m.Asked.Entry, m.Input, in.env, cancel, opts)}
+	a := &answered{Explanation: pol.Explain(context.Background(), m.Asked.Entry, m.Input, in.env(), cancel, opts)}
 	if m.Asked.Value && a.Err == nil {
 		a.Decision = valueDecision(a.Value)
 	}

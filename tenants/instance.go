@@ -31,12 +31,13 @@ const (
 // instance is one tenant's virtual OPA.
 type instance struct {
 	id       ID
-	base     *Settings   // what the operator says
-	settings *Settings   // with what was discovered; as base until current is set
-	limits   Limits      // the settings', with defaults
-	needs    Needs       // without what a policy reads
-	joined   joins       // what the policies that were asked last read
-	env      *policy.Env // set before ready is closed, unless it is refused
+	base     *Settings                  // what the operator says
+	settings *Settings                  // with what was discovered; as base until current is set
+	limits   Limits                     // the settings', with defaults
+	needs    Needs                      // without what a policy reads
+	joined   joins                      // what the policies that were asked last read
+	again    *atomic.Int64              // of metrics; nil: not counted
+	ownEnv   atomic.Pointer[policy.Env] // nil before the first evaluation
 
 	logs      atomic.Bool                       // its decisions are logged
 	remembers atomic.Bool                       // they are remembered: it is a tenant, not a name that somebody made up
@@ -131,6 +132,16 @@ func newInstance(id ID, s *Settings, cpus int) *instance {
 		begun: time.Now(),
 		state: Loading,
 	}
+}
+
+// env is what evaluations take from the tenant. It is made for the first, once the
+// settings are known: most tenants are not asked for long.
+func (in *instance) env() *policy.Env {
+	if env := in.ownEnv.Load(); env != nil {
+		return env
+	}
+	in.ownEnv.CompareAndSwap(nil, in.settings.env(in.again))
+	return in.ownEnv.Load()
 }
 
 // entryOf returns the entry point to ask. Where the operator lists none beside

@@ -466,7 +466,7 @@ func (p *Pool) fill(in *instance) (feeds []*feed, err error) {
 			return feeds, fmt.Errorf("bundle %q: %w", in.settings.Bundles[i].Name, err)
 		}
 	}
-	in.env = in.settings.env(&p.metrics.again)
+	in.again = &p.metrics.again
 	p.recordOf(in)
 	err = p.activate(in, feeds)
 	for _, f := range feeds {

@@ -134,7 +134,7 @@ func (s *Settings) filters() (drop, mask string) {
 
 // filterOf returns the filter of a revision; nil: it has neither rule.
 func (in *instance) filterOf(p *policy.Policy) decisionlog.Filter {
-	f := &filter{policy: p, env: in.env}
+	f := &filter{policy: p}
 	drop, mask := in.settings.filters()
 	if p.Has(drop) {
 		f.drop = drop
@@ -145,6 +145,7 @@ func (in *instance) filterOf(p *policy.Policy) decisionlog.Filter {
 	if f.drop == "" && f.mask == "" {
 		return nil
 	}
+	f.env = in.env()
 	return f
 }
 

@@ -432,7 +432,7 @@ func (s *scheduler) evaluate(j *job) {
 		ctx = trace.ContextWithSpan(ctx, j.span)
 	}
 	if g := j.guard; g != nil {
-		j.decision, j.err = j.guarding.policy.Decide(ctx, g.settings.Entry, j.input, g.env, &j.cancel)
+		j.decision, j.err = j.guarding.policy.Decide(ctx, g.settings.Entry, j.input, g.env(), &j.cancel)
 		if j.err != nil {
 			j.err = fmt.Errorf("%w: %w", ErrGuard, j.err)
 		}

@@ -85,7 +85,7 @@ func (v *verifier) run(ctx context.Context) {
 func (v *verifier) verify(next verification) {
 	var differs *policy.Difference
 	err := v.pool.aside(2*next.in.limits.EvaluationTime, func(cancel *policy.Cancel) error {
-		d, verified := next.policy.Verify(context.Background(), next.entry, next.input, next.in.env, cancel)
+		d, verified := next.policy.Verify(context.Background(), next.entry, next.input, next.in.env(), cancel)
 		switch {
 		case d != nil:
 			v.counts.WithLabelValues("different").Inc()
