@@ -179,7 +179,7 @@ http: {listen: %q}
 drain: {delay: 0s, timeout: 3s}
 tenants: {limits: {evaluation_time: 1s}}
 opa: {plugins: {gatehouse_http: {data: [envoy/authz/x]}}}
-`, address), map[string]string{"orders": "x := count([1 | some i in numbers.range(1, 20000); some j in numbers.range(1, 20000); i < j])"})
+`, address), map[string]string{"orders": "x if {\n\tsome i in numbers.range(1, 20000)\n\tsome j in numbers.range(1, 20000)\n\ti * j < 0\n}"})
 	idle, err := net.Dial("tcp", address)
 	if err != nil {
 		t.Fatal(err)

@@ -2,6 +2,7 @@ package faults
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -18,7 +19,7 @@ import (
 // More policies and data than memory is given for: tenants come and go, and the
 // process stays small.
 func TestMemoryBudget(t *testing.T) {
-	const count = 60
+	const count = 400
 	s := newShelf(t)
 	all := publishLarge(s, count)
 	g := serve(t, from(s.URL)+"tenants: {memory: 64MiB}\n")
@@ -51,7 +52,7 @@ func TestContainerMemory(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("only root can make a cgroup")
 	}
-	const count, limit = 60, 512 << 20
+	const count, limit = 700, 256 << 20
 	group, join := memoryGroup(t, limit)
 	s := newShelf(t)
 	all := publishLarge(s, count)
@@ -86,11 +87,12 @@ func TestContainerMemory(t *testing.T) {
 // names.
 func publishLarge(s *shelf, count int) []string {
 	all := make([]string, count)
+	random := rand.New(rand.NewPCG(1, 2))
 	for i := range all {
 		all[i] = fmt.Sprintf("tenant-%d", i)
-		var rows strings.Builder
-		for row := range 10_000 {
-			fmt.Fprintf(&rows, `{"id": %d, "of": %d},`, row, i)
+		var rows strings.Builder // that have nothing in common, so that they take their size
+		for range 3_500 {
+			fmt.Fprintf(&rows, `"%016x%016x%016x%016x",`, random.Uint64(), random.Uint64(), random.Uint64(), random.Uint64())
 		}
 		s.publishWith(all[i], 1, map[string]string{"rows/data.json": `{"all": [` + rows.String() + `0]}`})
 	}
