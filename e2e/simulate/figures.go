@@ -5,7 +5,7 @@ import "time"
 // What was measured, on two cores (README, "Figures"), and what Gatehouse's own
 // bounds are (docs/operations.md).
 const (
-	tenantKB = 78 // of memory, an idle tenant with a bundle of its own, of 10,000
+	tenantKB = 49 // of memory, an idle tenant with a bundle of its own, of 10,000
 
 	// loadRate is how many loads of a small bundle two cores finish in a second:
 	// 10,000 in 22 s.
