@@ -83,23 +83,21 @@ func (v *verifier) run(ctx context.Context) {
 }
 
 func (v *verifier) verify(next verification) {
-	var differs *policy.Difference
 	err := v.pool.aside(2*next.in.limits.EvaluationTime, func(cancel *policy.Cancel) error {
 		d, verified := next.policy.Verify(context.Background(), next.entry, next.input, next.in.env(), cancel)
 		switch {
 		case d != nil:
+			// Here, where a panic is caught, and though the time may be over: the
+			// policy has gone back to topdown, and somebody is to know.
 			v.counts.WithLabelValues("different").Inc()
-			differs = d
+			v.tell(next, d)
 		case verified:
 			v.counts.WithLabelValues("equal").Inc()
 		}
 		return nil
 	})
-	switch {
-	case err != nil:
+	if err != nil {
 		v.pool.log.Warn("verifying a decision", "tenant", next.in.id, "error", err)
-	case differs != nil:
-		v.tell(next, differs)
 	}
 }
 
