@@ -125,9 +125,7 @@ func TestMaxMemory(t *testing.T) {
 			if v != nil || !errors.Is(err, ErrBound) || !strings.Contains(err.Error(), "8388608 bytes") {
 				t.Errorf("got %.100v, %v, want an error that names the bound", v, err)
 			}
-			// Some of it is garbage of builtins, more under the race detector, where
-			// sync.Pool forgets.
-			if got := after.TotalAlloc - before.TotalAlloc; got > 32*most {
+			if got := after.TotalAlloc - before.TotalAlloc; got > 8*garbage*most {
 				t.Errorf("%d bytes were allocated, the bound is %d", got, most)
 			}
 		})
