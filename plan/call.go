@@ -270,7 +270,7 @@ func (c *compiler) callDynamic(s *ir.CallDynamicStmt) (step, error) {
 
 // builtin compiles the call of a builtin, as it stands in OPA's registry.
 func (c *compiler) builtin(s *ir.CallStmt) (step, error) {
-	decl, f := ast.BuiltinMap[s.Func], topdown.GetBuiltin(s.Func)
+	decl, f := ast.BuiltinMap[s.Func], builtinOf(s.Func)
 	if decl == nil || f == nil {
 		return nil, fmt.Errorf("%w: builtin %q", ErrUnsupported, s.Func)
 	}
@@ -333,8 +333,8 @@ type builtin struct {
 	native   native
 	builds   bool // its native form gives values that were not there
 
-	memory func(m *machine, operands []*ast.Term) (int64, bool) // see foreseen
-	growth int64                                                // see growths
+	memory func(left allowance, operands []*ast.Term) (int64, bool) // see foreseen
+	growth int64                                                    // see growths
 }
 
 // none stands for what a builtin that gives nothing has not given.

@@ -63,10 +63,17 @@
 // step. Every few steps the evaluation asks whether it was cancelled, and whether
 // it has had more than Env.MaxSteps. What it builds is reckoned with as it is added
 // to an array, object, set or text, against Env.MaxMemory; a builtin whose result
-// could not fit into what is left is not called (memory.go). graph.reachable_paths
-// and the like, which OPA runs to their end, are bounded only in what they leave.
-// Both bounds end the evaluation with ErrBound. After a builtin that waits for something, it
+// could not fit into what is left is not called (memory.go). Both bounds end the
+// evaluation with ErrBound. After a builtin that waits for something, it
 // asks at once, for what such a builtin gives when it is cancelled is no answer.
+//
+// # What topdown has of this
+//
+// The registry of builtins is the process's, and topdown calls what is in it. So this
+// package registers some in the place of OPA's (registry.go): those that may build much
+// end both evaluators' evaluations where one call would build more than MaxBuilt, and
+// those that OPA runs to their end though there is no end to what they build, such as
+// graph.reachable_paths, look at the cancellation.
 //
 // # What falls back
 //

@@ -101,6 +101,11 @@ var growths = map[string]int64{ // :: builtin → times
 	ast.YAMLMarshal.Name:                          6,
 	ast.CryptoX509ParseCertificates.Name:          16,
 	ast.CryptoX509ParseAndVerifyCertificates.Name: 16,
+	ast.Base64Encode.Name:                         2,
+	ast.Base64UrlEncode.Name:                      2,
+	ast.Base64UrlEncodeNoPad.Name:                 2,
+	ast.HexEncode.Name:                            2,
+	ast.URLQueryEncode.Name:                       3,
 }
 
 const growth = 4 // of other builtins
@@ -108,17 +113,17 @@ const growth = 4 // of other builtins
 // foreseen are the builtins whose result may be much larger than their operands: a
 // bound of what it takes, and whether that can be told. Where it cannot, the call
 // has an error.
-var foreseen = map[string]func(m *machine, a []*ast.Term) (int64, bool){
-	ast.NumbersRange.Name:     func(_ *machine, a []*ast.Term) (int64, bool) { return rangeMemory(a[0], a[1], nil) },
-	ast.NumbersRangeStep.Name: func(_ *machine, a []*ast.Term) (int64, bool) { return rangeMemory(a[0], a[1], a[2]) },
+var foreseen = map[string]func(left allowance, a []*ast.Term) (int64, bool){
+	ast.NumbersRange.Name:     func(_ allowance, a []*ast.Term) (int64, bool) { return rangeMemory(a[0], a[1], nil) },
+	ast.NumbersRangeStep.Name: func(_ allowance, a []*ast.Term) (int64, bool) { return rangeMemory(a[0], a[1], a[2]) },
 	ast.NetCIDRExpand.Name:    cidrMemory,
-	ast.Replace.Name: func(_ *machine, a []*ast.Term) (int64, bool) {
+	ast.Replace.Name: func(_ allowance, a []*ast.Term) (int64, bool) {
 		s, ok1 := a[0].Value.(ast.String)
 		old, ok2 := a[1].Value.(ast.String)
 		with, ok3 := a[2].Value.(ast.String)
 		return int64(len(s)) + product(int64(strings.Count(string(s), string(old))), int64(len(with))), ok1 && ok2 && ok3
 	},
-	ast.ReplaceN.Name: func(_ *machine, a []*ast.Term) (int64, bool) {
+	ast.ReplaceN.Name: func(_ allowance, a []*ast.Term) (int64, bool) {
 		patterns, ok1 := a[0].Value.(ast.Object)
 		s, ok2 := a[1].Value.(ast.String)
 		if !ok1 || !ok2 {
@@ -135,12 +140,12 @@ var foreseen = map[string]func(m *machine, a []*ast.Term) (int64, bool){
 		return n, true
 	},
 	ast.RegexReplace.Name: regexMemory,
-	ast.Split.Name: func(_ *machine, a []*ast.Term) (int64, bool) {
+	ast.Split.Name: func(_ allowance, a []*ast.Term) (int64, bool) {
 		s, ok1 := a[0].Value.(ast.String)
 		by, ok2 := a[1].Value.(ast.String)
 		return product(int64(strings.Count(string(s), string(by)))+1, memoryElement+memoryValue), ok1 && ok2
 	},
-	ast.Concat.Name: func(_ *machine, a []*ast.Term) (int64, bool) {
+	ast.Concat.Name: func(_ allowance, a []*ast.Term) (int64, bool) {
 		sep, ok := a[0].Value.(ast.String)
 		if !ok {
 			return 0, false
@@ -159,7 +164,26 @@ var foreseen = map[string]func(m *machine, a []*ast.Term) (int64, bool){
 		}
 		return n, true
 	},
-	ast.BitsShiftLeft.Name: func(_ *machine, a []*ast.Term) (int64, bool) {
+	ast.ArrayConcat.Name: func(_ allowance, a []*ast.Term) (n int64, ok bool) {
+		for _, t := range a {
+			if list, isArray := t.Value.(*ast.Array); isArray {
+				n += memoryElement * int64(list.Len())
+			}
+		}
+		return n, true
+	},
+	ast.ArrayFlatten.Name: func(_ allowance, a []*ast.Term) (n int64, ok bool) {
+		if list, isArray := a[0].Value.(*ast.Array); isArray {
+			list.Foreach(func(t *ast.Term) {
+				n += memoryElement
+				if inner, isArray := t.Value.(*ast.Array); isArray {
+					n += memoryElement * int64(inner.Len())
+				}
+			})
+		}
+		return n, true
+	},
+	ast.BitsShiftLeft.Name: func(_ allowance, a []*ast.Term) (int64, bool) {
 		n, ok1 := a[0].Value.(ast.Number)
 		by, ok2 := a[1].Value.(ast.Number)
 		if !ok1 || !ok2 {
@@ -178,15 +202,14 @@ var foreseen = map[string]func(m *machine, a []*ast.Term) (int64, bool){
 	ast.JSONMarshalWithOptions.Name: textMemory,
 	ast.YAMLMarshal.Name:            textMemory,
 	ast.Sprintf.Name:                sprintfMemory,
-	ast.RenderTemplate.Name:         templateMemory,
 	ast.InternalTemplateString.Name: textMemory,
 	ast.URLQueryEncodeObject.Name:   textMemory,
 	ast.JSONMatchSchema.Name:        textMemory,
 	ast.JSONSchemaVerify.Name:       textMemory,
 	ast.JWTEncodeSign.Name:          textMemory,
 	ast.JSONPatch.Name:              textMemory,
-	ast.WalkBuiltin.Name: func(m *machine, a []*ast.Term) (int64, bool) {
-		return product(m.values(a[0].Value), memoryElement+memoryValue), true
+	ast.WalkBuiltin.Name: func(left allowance, a []*ast.Term) (int64, bool) {
+		return product(left.values(a[0].Value), memoryElement+memoryValue), true
 	},
 }
 
@@ -212,17 +235,21 @@ func (m *machine) foresee(b *builtin, operands []*ast.Term) bool {
 		return true
 	}
 	if b.memory != nil {
-		if n, ok := b.memory(m, operands); ok && !m.fits(n) {
+		if n, ok := b.memory(allowance(m.left), operands); ok && !m.fits(n) {
 			return false
 		}
 	}
-	texts := int64(0)
+	return m.fits(product(textBytes(operands), b.growth))
+}
+
+// textBytes is how long the operands are that are texts, together.
+func textBytes(operands []*ast.Term) (n int64) {
 	for _, t := range operands {
 		if s, ok := t.Value.(ast.String); ok {
-			texts += int64(len(s))
+			n += int64(len(s))
 		}
 	}
-	return m.fits(product(texts, b.growth))
+	return n
 }
 
 // chargeResult reckons with what the registry's form of a builtin has given.
@@ -234,7 +261,7 @@ func (m *machine) chargeResult(b *builtin, t *ast.Term) bool {
 		}
 	}
 	if deep[b.name] && m.env.MaxMemory > 0 {
-		return m.charge(product(m.values(t.Value), memoryElement)) && m.chargeFor(t)
+		return m.charge(product(allowance(m.left).values(t.Value), memoryElement)) && m.chargeFor(t)
 	}
 	return m.chargeFor(t)
 }
@@ -253,25 +280,28 @@ var deep = map[string]bool{
 	ast.HTTPSend.Name: true,
 }
 
+// allowance is how much may still be built, in bytes.
+type allowance int64
+
 // values counts the values in v, each as often as it is there, until they are more
 // than fit.
-func (m *machine) values(v ast.Value) int64 {
-	most := m.left/memoryElement + 1
+func (left allowance) values(v ast.Value) int64 {
+	most := left/memoryElement + 1
 	return int64(sizeOf(v, int(min(most, math.MaxInt32))))
 }
 
 // textMemory bounds the text of values: of each of their texts six bytes for one.
-func textMemory(m *machine, a []*ast.Term) (n int64, ok bool) {
+func textMemory(left allowance, a []*ast.Term) (n int64, ok bool) {
 	for _, t := range a {
-		n = sum(n, m.textOf(t.Value, m.left-n))
+		n = sum(n, textOf(t.Value, int64(left)-n))
 	}
 	return n, true
 }
 
-func (m *machine) textOf(v ast.Value, most int64) int64 {
+func textOf(v ast.Value, most int64) int64 {
 	n := int64(8)
 	add := func(t *ast.Term) bool {
-		n = sum(n, m.textOf(t.Value, most-n))
+		n = sum(n, textOf(t.Value, most-n))
 		return n > most
 	}
 	switch v := v.(type) {
@@ -291,12 +321,12 @@ func (m *machine) textOf(v ast.Value, most int64) int64 {
 
 // sprintfMemory bounds a text that is formatted: each verb takes what its operand
 // does, or a width of at most a million.
-func sprintfMemory(m *machine, a []*ast.Term) (int64, bool) {
+func sprintfMemory(left allowance, a []*ast.Term) (int64, bool) {
 	format, ok := a[0].Value.(ast.String)
 	if !ok {
 		return 0, false
 	}
-	n := sum(int64(len(format)), m.textOf(a[1].Value, m.left))
+	n := sum(int64(len(format)), textOf(a[1].Value, int64(left)))
 	if list, ok := a[1].Value.(*ast.Array); ok && strings.ContainsRune(string(format), '[') {
 		n = product(n, int64(min(list.Len(), 1)*strings.Count(string(format), "%")+1)) // operands by number
 	}
@@ -312,21 +342,6 @@ func sprintfMemory(m *machine, a []*ast.Term) (int64, bool) {
 		default:
 			digits = 0
 		}
-	}
-	return n, true
-}
-
-// templateMemory bounds what a template gives: each range may repeat all of it for
-// each value.
-func templateMemory(m *machine, a []*ast.Term) (int64, bool) {
-	text, ok := a[0].Value.(ast.String)
-	if !ok {
-		return 0, false
-	}
-	n := sum(int64(len(text)), product(m.textOf(a[1].Value, m.left), int64(strings.Count(string(text), "{{"))))
-	values := m.values(a[1].Value)
-	for range strings.Count(string(text), "range") {
-		n = product(n, values)
 	}
 	return n, true
 }
@@ -359,7 +374,7 @@ func rangeMemory(from, to, step *ast.Term) (int64, bool) {
 	return product(sum(n.Int64(), 1), memoryElement+memoryValue), true
 }
 
-func cidrMemory(_ *machine, a []*ast.Term) (int64, bool) {
+func cidrMemory(_ allowance, a []*ast.Term) (int64, bool) {
 	s, ok := a[0].Value.(ast.String)
 	if !ok {
 		return 0, false
@@ -377,7 +392,7 @@ func cidrMemory(_ *machine, a []*ast.Term) (int64, bool) {
 
 // regexMemory bounds a replacement: so many matches, each with the text for it, in
 // which there may be parts of the match.
-func regexMemory(_ *machine, a []*ast.Term) (int64, bool) {
+func regexMemory(_ allowance, a []*ast.Term) (int64, bool) {
 	s, ok1 := a[0].Value.(ast.String)
 	pattern, ok2 := a[1].Value.(ast.String)
 	with, ok3 := a[2].Value.(ast.String)

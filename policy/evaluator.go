@@ -85,7 +85,7 @@ func (p *Policy) plan(compiler *ast.Compiler, e *entry, body ast.Body) {
 // to have at once. An evaluation over it has ErrEval. Of steps there is no bound of
 // its own: an evaluation ends when its Cancel is set, which it looks at every few
 // steps, and time is what is short.
-const maxMemory = 64 << 20
+const maxMemory = plan.MaxBuilt
 
 // runPlan evaluates an entry point by its plan. It reports false where topdown is
 // to be asked: an error is topdown's to tell, in its words, and there are conflicts

@@ -1,0 +1,205 @@
+package plan
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/topdown"
+)
+
+// opas are OPA's forms of what stands in the registry in their place.
+var opas = func() map[string]topdown.BuiltinFunc {
+	m := map[string]topdown.BuiltinFunc{}
+	for _, name := range []string{ast.Concat.Name, ast.ReachablePathsBuiltin.Name, ast.RenderTemplate.Name} {
+		m[name] = topdown.GetBuiltin(name)
+	}
+	return m
+}()
+
+// builtinOutcome is what a builtin gives.
+func builtinOutcome(f topdown.BuiltinFunc, bctx topdown.BuiltinContext, operands ...*ast.Term) string {
+	var got []string
+	err := f(bctx, operands, func(t *ast.Term) error {
+		got = append(got, t.String())
+		return nil
+	})
+	return fmt.Sprint(got, err)
+}
+
+// The builtins that stand in the place of OPA's give what those give.
+func TestRegistryIsOPAs(t *testing.T) {
+	same := func(t *testing.T, name string, operands ...*ast.Term) {
+		t.Helper()
+		want := builtinOutcome(opas[name], topdown.BuiltinContext{}, operands...)
+		if got := builtinOutcome(topdown.GetBuiltin(name), topdown.BuiltinContext{}, operands...); got != want {
+			t.Errorf("%s%v:\n got %.300s\nwant %.300s", name, operands, got, want)
+		}
+	}
+	t.Run("concat", func(t *testing.T) {
+		for _, length := range []int{0, 1, 1000, maxCopied - 1, maxCopied, maxCopied + 1, 3*maxCopied + 17} {
+			long := strings.Repeat("0123456789abcdef", length/16+1)[:length]
+			for _, sep := range []string{"", ",", ", ", long} {
+				for _, list := range []string{`[]`, `[LONG]`, `[LONG, "a"]`, `["a", LONG, LONG]`, `["", "", LONG]`, `{"a", LONG, "b"}`, `[LONG, 1]`, `[1, LONG]`, `{LONG, "x", 2}`, `"x"`, `1`} {
+					value := ast.MustParseTerm(strings.ReplaceAll(list, "LONG", `"`+long+`"`))
+					same(t, ast.Concat.Name, ast.StringTerm(sep), value)
+				}
+			}
+			same(t, ast.Concat.Name, ast.NumberTerm("1"), ast.ArrayTerm(ast.StringTerm(long), ast.StringTerm(long)))
+		}
+	})
+	t.Run("graph.reachable_paths", func(t *testing.T) {
+		random := rand.New(rand.NewPCG(1, 2))
+		node := func() *ast.Term {
+			if n := random.IntN(9); n < 7 {
+				return ast.StringTerm(string(rune('a' + n)))
+			}
+			return ast.NumberTerm("1")
+		}
+		nodes := func() *ast.Term {
+			var list []*ast.Term
+			for range random.IntN(4) {
+				list = append(list, node())
+			}
+			switch random.IntN(20) {
+			case 0:
+				return ast.NullTerm()
+			case 1:
+				return ast.StringTerm("a")
+			}
+			if random.IntN(2) == 0 {
+				return ast.ArrayTerm(list...)
+			}
+			return ast.SetTerm(list...)
+		}
+		for range 5000 {
+			graph := ast.NewObject()
+			for range random.IntN(7) {
+				graph.Insert(node(), nodes())
+			}
+			same(t, ast.ReachablePathsBuiltin.Name, ast.NewTerm(graph), nodes())
+		}
+		same(t, ast.ReachablePathsBuiltin.Name, ast.StringTerm("x"), nodes())
+	})
+	t.Run("strings.render_template", func(t *testing.T) {
+		variables := ast.MustParseTerm(`{"s": "a<b>&\"c'", "n": 5, "f": 1.5, "big": 12345678901234567890, "t": true, "z": null, "list": [1, "two", [3]], "o": {"k": {"l": "m"}}, "e": []}`)
+		for _, text := range []string{
+			"", "plain", "{{.s}} {{.n}} {{.f}} {{.big}} {{.t}} {{.z}} {{.list}} {{.o}} {{.missing}}",
+			"{{range .list}}[{{.}}]{{else}}none{{end}}{{range .e}}x{{else}}none{{end}}",
+			"{{range $k, $v := .o}}{{$k}}={{$v.l}}{{end}}", "{{with .o.k}}{{.l}}{{end}}", "{{if eq .s \"x\"}}y{{else}}n{{end}}",
+			"{{print .s .n}}|{{println .n .f}}|{{printf \"%s-%v-%d-%q\" .s .n .n .s}}", "{{html .s}}{{js .s}}{{urlquery .s}}",
+			"{{.s | printf \"%10s|%-5v\" .n | html}}", "{{len .list}}{{index .list 1}}{{slice .s 1 2}}",
+			"{{$x := printf \"%s!\" .s}}{{$x}}{{$x = print $x $x}}{{$x}}", `{{define "t"}}<{{.}}>{{end}}{{template "t" .n}}{{block "b" .s}}{{.}}{{end}}`,
+			"{{", "{{.a.b.c}}", "{{nofunc}}", "{{index .list 9}}", "{{template \"absent\"}}", "{{printf}}", "{{.s.x}}", "{{call .s}}", "<no value>",
+			"{{and .t .s}}{{or .z .n}}{{not .t}}{{lt 1 2}}", "{{printf \"%5d|%x\" 42 255}}{{range $i := 3}}{{$i}}{{end}}",
+			"{{printf .s .n}}", "{{print}}{{println}}{{html}}", "{{/* no text */}}{{- \" x \" -}} y",
+		} {
+			same(t, ast.RenderTemplate.Name, ast.StringTerm(text), variables)
+		}
+		same(t, ast.RenderTemplate.Name, ast.NumberTerm("1"), variables)
+		same(t, ast.RenderTemplate.Name, ast.StringTerm("x"), ast.StringTerm("x"))
+	})
+}
+
+// What would build gigabytes in one call ends where topdown evaluates, too.
+func TestMaxBuilt(t *testing.T) {
+	input := ast.MustParseTerm(`{"text": "` + strings.Repeat("0123456789", 10) + `"}`)
+	for _, name := range []string{
+		"range", "range_back", "step", "huge", "cidr", "cidr6", "shift", "join", "join_by", "replaced", "replaced_empty", "replaced_n", "replaced_re",
+		"templated", "templated_doubling", "templated_calls", "paths", "doubled", "flattened", "encoded", "printed_much",
+	} {
+		t.Run(name, func(t *testing.T) {
+			module := ast.MustParseModule(strings.ReplaceAll(greedy, "[s | some _ in numbers.range(1, 1000)", "[s | some _ in numbers.range(1, 10000)") + doublings())
+			compiler := ast.NewCompiler()
+			if compiler.Compile(map[string]*ast.Module{"t.rego": module}); compiler.Failed() {
+				t.Fatal(compiler.Errors)
+			}
+			o := oracle{compiler: compiler, query: ast.MustParseBody("data.t." + name + " = result"), data: map[string]any{}}
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			v, err := o.topdown(t, input)
+			runtime.ReadMemStats(&after)
+			if v != nil && v.Len() > 0 || !errors.Is(err, ErrBound) || !strings.Contains(err.Error(), "67108864 bytes") {
+				t.Errorf("got %.100v, %v, want an error that names the bound", v, err)
+			}
+			if got := after.TotalAlloc - before.TotalAlloc; got > 16*MaxBuilt {
+				t.Errorf("%d bytes were allocated, the bound is %d", got, MaxBuilt)
+			}
+		})
+	}
+}
+
+// Topdown looks at what walk gives one after the other, however much there is.
+func TestTopdownWalksOn(t *testing.T) {
+	const many = MaxBuilt/(memoryElement+memoryValue) + 1
+	list := make([]*ast.Term, many)
+	for i := range list {
+		list[i] = ast.InternedTerm(1)
+	}
+	seen := 0
+	err := topdown.GetBuiltin(ast.WalkBuiltin.Name)(topdown.BuiltinContext{}, []*ast.Term{ast.ArrayTerm(list...)}, func(*ast.Term) error {
+		seen++
+		return nil
+	})
+	if err != nil || seen != many+1 {
+		t.Errorf("got %d values, %v, want %d", seen, err, many+1)
+	}
+}
+
+// doublings are rules whose values double, or so, from one to the next.
+func doublings() string {
+	var b strings.Builder
+	b.WriteString("\nx0 := [1, 2]\n\ny0 := [1, 2]\n\nz0 := input.text\n")
+	const many = 60
+	for i := range many {
+		fmt.Fprintf(&b, "\nx%d := array.concat(x%d, x%d)\n\ny%d := array.flatten([y%d, y%d])\n\nz%d := urlquery.encode(hex.encode(base64.encode(z%d)))\n", i+1, i, i, i+1, i, i, i+1, i)
+	}
+	fmt.Fprintf(&b, "\ndoubled := count(x%d)\n\nflattened := count(y%d)\n\nencoded := count(z%d)\n", many, many, many)
+	b.WriteString("\nprinted_much := count(sprintf(concat(\"\", [\"%999999d\" | some _ in numbers.range(1, 100)]), numbers.range(1, 100)))\n")
+	return b.String()
+}
+
+// Long walks and joins end when the evaluation is cancelled, and a path takes no more
+// than itself.
+func TestRegistryCancelled(t *testing.T) {
+	cancel := topdown.NewCancel()
+	cancel.Cancel()
+	long := ast.StringTerm(strings.Repeat("x", 2*maxCopied))
+	chain := ast.NewObject()
+	const length = 20_000
+	for i := range length {
+		chain.Insert(ast.InternedTerm(i), ast.ArrayTerm(ast.InternedTerm(i+1)))
+	}
+	for name, operands := range map[string][]*ast.Term{
+		ast.Concat.Name:                {ast.StringTerm(","), ast.ArrayTerm(long, long)},
+		ast.ReachablePathsBuiltin.Name: {ast.NewTerm(chain), ast.ArrayTerm(ast.InternedTerm(0))},
+		ast.RenderTemplate.Name:        {ast.StringTerm("x"), ast.ObjectTerm()},
+	} {
+		err := topdown.GetBuiltin(name)(topdown.BuiltinContext{Cancel: cancel}, operands, func(*ast.Term) error { return nil })
+		var halt topdown.Halt
+		if !errors.As(err, &halt) || !topdown.IsCancel(halt.Err) {
+			t.Errorf("%s: got %v, want it cancelled", name, err)
+		}
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	begun := time.Now()
+	got := 0
+	err := topdown.GetBuiltin(ast.ReachablePathsBuiltin.Name)(topdown.BuiltinContext{}, []*ast.Term{ast.NewTerm(chain), ast.ArrayTerm(ast.InternedTerm(0))}, func(v *ast.Term) error {
+		got = v.Value.(ast.Set).Slice()[0].Value.(*ast.Array).Len()
+		return nil
+	})
+	runtime.ReadMemStats(&after)
+	if err != nil || got != length {
+		t.Errorf("got a path of %d, %v, want %d", got, err, length)
+	}
+	if took := after.TotalAlloc - before.TotalAlloc; took > 64<<20 {
+		t.Errorf("%d bytes were allocated for a path of %d", took, length)
+	}
+	t.Logf("a path of %d took %s", length, time.Since(begun))
+}
