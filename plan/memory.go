@@ -392,7 +392,7 @@ func cidrMemory(_ allowance, a []*ast.Term) (int64, bool) {
 
 // regexMemory bounds a replacement: so many matches, each with the text for it, in
 // which there may be parts of the match.
-func regexMemory(_ allowance, a []*ast.Term) (int64, bool) {
+func regexMemory(left allowance, a []*ast.Term) (int64, bool) {
 	s, ok1 := a[0].Value.(ast.String)
 	pattern, ok2 := a[1].Value.(ast.String)
 	with, ok3 := a[2].Value.(ast.String)
@@ -408,6 +408,7 @@ func regexMemory(_ allowance, a []*ast.Term) (int64, bool) {
 	if err != nil {
 		return 0, false
 	}
-	matches := int64(len(re.FindAllStringIndex(string(s), -1)))
+	most := min(int64(left)/int64(max(len(with), 1)), int64(len(s))) + 1 // more do not fit
+	matches := int64(len(re.FindAllStringIndex(string(s), int(most))))
 	return sum(int64(len(s)), sum(parts, product(matches, int64(len(with))))), true
 }
