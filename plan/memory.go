@@ -140,11 +140,8 @@ var foreseen = map[string]func(left allowance, a []*ast.Term) (int64, bool){
 		return n, true
 	},
 	ast.RegexReplace.Name: regexMemory,
-	ast.Split.Name: func(_ allowance, a []*ast.Term) (int64, bool) {
-		s, ok1 := a[0].Value.(ast.String)
-		by, ok2 := a[1].Value.(ast.String)
-		return product(int64(strings.Count(string(s), string(by)))+1, memoryElement+memoryValue), ok1 && ok2
-	},
+	ast.Split.Name:        splitMemory,
+	ast.SplitN.Name:       splitMemory,
 	ast.Concat.Name: func(_ allowance, a []*ast.Term) (int64, bool) {
 		sep, ok := a[0].Value.(ast.String)
 		if !ok {
@@ -211,6 +208,13 @@ var foreseen = map[string]func(left allowance, a []*ast.Term) (int64, bool){
 	ast.WalkBuiltin.Name: func(left allowance, a []*ast.Term) (int64, bool) {
 		return product(left.values(a[0].Value), memoryElement+memoryValue), true
 	},
+}
+
+// splitMemory bounds the parts of a text.
+func splitMemory(_ allowance, a []*ast.Term) (int64, bool) {
+	s, ok1 := a[0].Value.(ast.String)
+	by, ok2 := a[1].Value.(ast.String)
+	return product(int64(strings.Count(string(s), string(by)))+1, memoryElement+memoryValue), ok1 && ok2
 }
 
 // sum and product do not overflow.

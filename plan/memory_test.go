@@ -82,6 +82,8 @@ templated_calls := count(strings.render_template(concat("", array.concat([sprint
 
 paths := count(graph.reachable_paths({sprintf("%d-%d", [i, j]): [sprintf("%d-0", [i + 1]), sprintf("%d-1", [i + 1])] | some i in numbers.range(1, 40); some j in [0, 1]}, {"1-0"}))
 
+cidr_matches := count(net.cidr_contains_matches({sprintf("a%d", [x]): "10.0.0.0/8" | some x in numbers.range(1, 1000)}, {sprintf("b%d", [x]): "10.0.0.1" | some x in numbers.range(1, 1000)}))
+
 walked := count([p | walk(d9, [p, _])])
 
 parsed := [y | some x in numbers.range(1, 100000); y := json.unmarshal(input.json)]
@@ -130,7 +132,7 @@ func TestMaxMemory(t *testing.T) {
 			v, err := p.Eval(context.Background(), input, &Env{MaxMemory: most})
 			runtime.ReadMemStats(&after)
 			bound := uint64(most)
-			if name == "paths" || strings.HasPrefix(name, "templated") {
+			if name == "paths" || name == "cidr_matches" || strings.HasPrefix(name, "templated") {
 				bound = MaxBuilt // whatever is left
 			}
 			if v != nil || !errors.Is(err, ErrBound) || !strings.Contains(err.Error(), fmt.Sprintf("%d bytes", bound)) {

@@ -15,9 +15,11 @@ const MaxBuilt = 64 << 20
 // ours are the builtins that stand in the registry in the place of OPA's, for topdown
 // too, with the same results: OPA's cannot be stopped while they build.
 var ours = map[string]topdown.BuiltinFunc{
-	ast.Concat.Name:                concatLong(topdown.GetBuiltin(ast.Concat.Name)),
-	ast.ReachablePathsBuiltin.Name: reachablePaths,
-	ast.RenderTemplate.Name:        renderTemplate,
+	ast.Concat.Name:                 concatLong(topdown.GetBuiltin(ast.Concat.Name)),
+	ast.NetCIDRContainsMatches.Name: cidrMatches(topdown.GetBuiltin(ast.NetCIDRContains.Name)),
+	ast.ReachableBuiltin.Name:       reachableNodes,
+	ast.ReachablePathsBuiltin.Name:  reachablePaths,
+	ast.RenderTemplate.Name:         renderTemplate,
 }
 
 // registry are the builtins as an evaluation by a plan calls them, where that is not as

@@ -16,7 +16,9 @@ import (
 // opas are OPA's forms of what stands in the registry in their place.
 var opas = func() map[string]topdown.BuiltinFunc {
 	m := map[string]topdown.BuiltinFunc{}
-	for _, name := range []string{ast.Concat.Name, ast.ReachablePathsBuiltin.Name, ast.RenderTemplate.Name} {
+	for _, name := range []string{
+		ast.Concat.Name, ast.NetCIDRContainsMatches.Name, ast.ReachableBuiltin.Name, ast.ReachablePathsBuiltin.Name, ast.RenderTemplate.Name,
+	} {
 		m[name] = topdown.GetBuiltin(name)
 	}
 	return m
@@ -36,7 +38,13 @@ func builtinOutcome(f topdown.BuiltinFunc, bctx topdown.BuiltinContext, operands
 func TestRegistryIsOPAs(t *testing.T) {
 	same := func(t *testing.T, name string, operands ...*ast.Term) {
 		t.Helper()
+		before := fmt.Sprint(operands)
 		want := builtinOutcome(opas[name], topdown.BuiltinContext{}, operands...)
+		defer func() {
+			if after := fmt.Sprint(operands); after != before {
+				t.Errorf("%s: operands are %.300s, were %.300s", name, after, before)
+			}
+		}()
 		if got := builtinOutcome(topdown.GetBuiltin(name), topdown.BuiltinContext{}, operands...); got != want {
 			t.Errorf("%s%v:\n got %.300s\nwant %.300s", name, operands, got, want)
 		}
@@ -53,7 +61,22 @@ func TestRegistryIsOPAs(t *testing.T) {
 			same(t, ast.Concat.Name, ast.NumberTerm("1"), ast.ArrayTerm(ast.StringTerm(long), ast.StringTerm(long)))
 		}
 	})
-	t.Run("graph.reachable_paths", func(t *testing.T) {
+	t.Run("net.cidr_contains_matches", func(t *testing.T) {
+		operands := []*ast.Term{ast.NumberTerm("1")}
+		for _, text := range []string{
+			`"10.0.0.0/8"`, `"10.1.2.3"`, `"nothing"`, `[]`, `["10.0.0.0/8", "10.1.0.0/16", "fe80::/10"]`, `{"10.1.2.3", "192.168.0.1", "fe80::1"}`,
+			`{"a": "10.0.0.0/8", "b": ["10.1.0.0/16", "x"], "c": "0.0.0.0/0"}`, `["10.0.0.0/8", 1]`, `["10.0.0.0/8", []]`, `["10.0.0.0/8", "x"]`, `[["10.0.0.0/8", 1]]`, `[[1]]`,
+			`["::ffff:10.0.0.0/104", "10.0.0.0/8"]`, `{["10.0.0.0/8"], "11.0.0.0/33"}`, `null`,
+		} {
+			operands = append(operands, ast.MustParseTerm(text))
+		}
+		for _, a := range operands {
+			for _, b := range operands {
+				same(t, ast.NetCIDRContainsMatches.Name, a, b)
+			}
+		}
+	})
+	t.Run("graphs", func(t *testing.T) {
 		random := rand.New(rand.NewPCG(1, 2))
 		node := func() *ast.Term {
 			if n := random.IntN(9); n < 7 {
@@ -82,8 +105,11 @@ func TestRegistryIsOPAs(t *testing.T) {
 			for range random.IntN(7) {
 				graph.Insert(node(), nodes())
 			}
-			same(t, ast.ReachablePathsBuiltin.Name, ast.NewTerm(graph), nodes())
+			from := nodes()
+			same(t, ast.ReachableBuiltin.Name, ast.NewTerm(graph), from)
+			same(t, ast.ReachablePathsBuiltin.Name, ast.NewTerm(graph), from)
 		}
+		same(t, ast.ReachableBuiltin.Name, ast.StringTerm("x"), nodes())
 		same(t, ast.ReachablePathsBuiltin.Name, ast.StringTerm("x"), nodes())
 	})
 	t.Run("strings.render_template", func(t *testing.T) {
@@ -111,7 +137,7 @@ func TestMaxBuilt(t *testing.T) {
 	input := ast.MustParseTerm(`{"text": "` + strings.Repeat("0123456789", 10) + `"}`)
 	for _, name := range []string{
 		"range", "range_back", "step", "huge", "cidr", "cidr6", "shift", "join", "join_by", "replaced", "replaced_empty", "replaced_n", "replaced_re",
-		"templated", "templated_doubling", "templated_calls", "paths", "doubled", "flattened", "encoded", "printed_much",
+		"templated", "templated_doubling", "templated_calls", "paths", "doubled", "flattened", "encoded", "printed_much", "cidr_matches",
 	} {
 		t.Run(name, func(t *testing.T) {
 			module := ast.MustParseModule(strings.ReplaceAll(greedy, "[s | some _ in numbers.range(1, 1000)", "[s | some _ in numbers.range(1, 10000)") + doublings())
@@ -176,9 +202,11 @@ func TestRegistryCancelled(t *testing.T) {
 		chain.Insert(ast.InternedTerm(i), ast.ArrayTerm(ast.InternedTerm(i+1)))
 	}
 	for name, operands := range map[string][]*ast.Term{
-		ast.Concat.Name:                {ast.StringTerm(","), ast.ArrayTerm(long, long)},
-		ast.ReachablePathsBuiltin.Name: {ast.NewTerm(chain), ast.ArrayTerm(ast.InternedTerm(0))},
-		ast.RenderTemplate.Name:        {ast.StringTerm("x"), ast.ObjectTerm()},
+		ast.Concat.Name:                 {ast.StringTerm(","), ast.ArrayTerm(long, long)},
+		ast.NetCIDRContainsMatches.Name: {ast.StringTerm("10.0.0.0/8"), ast.StringTerm("10.0.0.1")},
+		ast.ReachableBuiltin.Name:       {ast.NewTerm(chain), ast.ArrayTerm(ast.InternedTerm(0))},
+		ast.ReachablePathsBuiltin.Name:  {ast.NewTerm(chain), ast.ArrayTerm(ast.InternedTerm(0))},
+		ast.RenderTemplate.Name:         {ast.StringTerm("x"), ast.ObjectTerm()},
 	} {
 		err := topdown.GetBuiltin(name)(topdown.BuiltinContext{Cancel: cancel}, operands, func(*ast.Term) error { return nil })
 		var halt topdown.Halt

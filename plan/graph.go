@@ -47,7 +47,8 @@ func reachablePaths(bctx topdown.BuiltinContext, operands []*ast.Term, iter func
 	return iter(ast.NewTerm(w.found))
 }
 
-// vertices are the elements of an array or a set; anything else has none.
+// vertices are the elements of an array or a set; anything else has none. They may be
+// the set's own.
 func vertices(v ast.Value) (list []*ast.Term) {
 	switch v := v.(type) {
 	case *ast.Array:
@@ -123,4 +124,43 @@ func (w *pathWalk) add() error {
 		}
 	}
 	return nil
+}
+
+// reachableNodes is graph.reachable. OPA's looks at a node as often as an edge leads to it,
+// and at all its edges each time.
+func reachableNodes(bctx topdown.BuiltinContext, operands []*ast.Term, iter func(*ast.Term) error) error {
+	graph, err := builtins.ObjectOperand(operands[0].Value, 1)
+	if err != nil {
+		return err
+	}
+	var queue []*ast.Term
+	switch initial := operands[1].Value.(type) {
+	case *ast.Array, ast.Set:
+		queue = slices.Clone(vertices(initial))
+	default:
+		return builtins.NewOperandTypeErr(2, initial, "{array, set}")
+	}
+	reached, seen := ast.NewSet(), ast.NewSet()
+	for _, node := range queue {
+		seen.Add(node)
+	}
+	for len(queue) > 0 {
+		if err := cancelled(&bctx, ast.ReachableBuiltin.Name); err != nil {
+			return err
+		}
+		node := queue[len(queue)-1]
+		queue = queue[:len(queue)-1]
+		edges := graph.Get(node)
+		if edges == nil {
+			continue
+		}
+		reached.Add(node)
+		for _, neighbour := range vertices(edges.Value) {
+			if !seen.Contains(neighbour) {
+				seen.Add(neighbour)
+				queue = append(queue, neighbour)
+			}
+		}
+	}
+	return iter(ast.NewTerm(reached))
 }
