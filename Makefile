@@ -109,7 +109,7 @@ allocs: ## Hold the allocations of a check to testdata/allocs.txt (UPDATE=1 writ
 
 .PHONY: e2e
 e2e: build tools proxies ## End-to-end tests with real Envoy, nginx, Caddy and a real S3 server
-	cd e2e && GATEHOUSE_BIN=$(CURDIR)/$(BIN) go run $(GOTESTSUM) --format testname -- -timeout 10m $$(cd $(CURDIR)/e2e && go list ./... | grep -vE '/(faults|compose|image|observe)$$')
+	cd e2e && GATEHOUSE_BIN=$(CURDIR)/$(BIN) go run $(GOTESTSUM) --format testname -- -count=1 -timeout 10m $$(cd $(CURDIR)/e2e && go list ./... | grep -vE '/(faults|compose|image|observe)$$')
 
 .PHONY: web-tools
 web-tools: ## Install Node, npm and Chromium from Debian's packages, where they are missing
