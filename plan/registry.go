@@ -96,33 +96,31 @@ func concatLong(f topdown.BuiltinFunc) topdown.BuiltinFunc {
 		if !ok {
 			return f(bctx, operands, iter)
 		}
-		var parts []*ast.Term
+		var at func(i int) *ast.Term
+		count := 0
 		switch list := operands[1].Value.(type) {
 		case *ast.Array:
-			parts = make([]*ast.Term, 0, list.Len())
-			list.Foreach(func(t *ast.Term) { parts = append(parts, t) })
+			at, count = list.Elem, list.Len()
 		case ast.Set:
-			parts = list.Slice()
+			parts := list.Slice()
+			at, count = func(i int) *ast.Term { return parts[i] }, len(parts)
 		}
-		size := 0
-		for i, t := range parts {
-			s, ok := t.Value.(ast.String)
+		size := len(sep) * max(count-1, 0)
+		for i := range count {
+			s, ok := at(i).Value.(ast.String)
 			if !ok {
 				return f(bctx, operands, iter) // which says so
 			}
-			if i > 0 {
-				size += len(sep)
-			}
 			size += len(s)
 		}
-		if size <= maxCopied || len(parts) < 2 {
+		if size <= maxCopied || count < 2 {
 			return f(bctx, operands, iter)
 		}
 		var b strings.Builder
 		b.Grow(size)
 		copied := 0
-		for i, t := range parts {
-			for k, s := range [2]string{string(sep), string(t.Value.(ast.String))} {
+		for i := range count {
+			for k, s := range [2]string{string(sep), string(at(i).Value.(ast.String))} {
 				for i+k > 0 && len(s) > 0 { // before the first there is no separator
 					n := min(len(s), maxCopied-copied)
 					b.WriteString(s[:n])
