@@ -59,6 +59,9 @@ func vertices(v ast.Value) (list []*ast.Term) {
 	return list
 }
 
+// maxPath bounds the nodes of a path: each takes some of the stack, too.
+const maxPath = MaxBuilt / 512
+
 // pathWalk is a walk over the paths of a graph.
 type pathWalk struct {
 	graph ast.Object
@@ -88,6 +91,9 @@ func (w *pathWalk) passed(node *ast.Term) bool {
 func (w *pathWalk) walk(node *ast.Term) error {
 	if err := cancelled(w.bctx, ast.ReachablePathsBuiltin.Name); err != nil {
 		return err
+	}
+	if len(w.path) == maxPath {
+		return tooLarge(ast.ReachablePathsBuiltin.Name)
 	}
 	edges := w.graph.Get(node)
 	if edges == nil {

@@ -7,7 +7,6 @@ import (
 	"runtime"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/topdown"
@@ -190,22 +189,16 @@ func doublings() string {
 	return b.String()
 }
 
-// Long walks and joins end when the evaluation is cancelled, and a path takes no more
-// than itself.
+// Long walks and joins end when the evaluation is cancelled.
 func TestRegistryCancelled(t *testing.T) {
 	cancel := topdown.NewCancel()
 	cancel.Cancel()
 	long := ast.StringTerm(strings.Repeat("x", 2*maxCopied))
-	chain := ast.NewObject()
-	const length = 20_000
-	for i := range length {
-		chain.Insert(ast.InternedTerm(i), ast.ArrayTerm(ast.InternedTerm(i+1)))
-	}
 	for name, operands := range map[string][]*ast.Term{
 		ast.Concat.Name:                 {ast.StringTerm(","), ast.ArrayTerm(long, long)},
 		ast.NetCIDRContainsMatches.Name: {ast.StringTerm("10.0.0.0/8"), ast.StringTerm("10.0.0.1")},
-		ast.ReachableBuiltin.Name:       {ast.NewTerm(chain), ast.ArrayTerm(ast.InternedTerm(0))},
-		ast.ReachablePathsBuiltin.Name:  {ast.NewTerm(chain), ast.ArrayTerm(ast.InternedTerm(0))},
+		ast.ReachableBuiltin.Name:       chain(2),
+		ast.ReachablePathsBuiltin.Name:  chain(2),
 		ast.RenderTemplate.Name:         {ast.StringTerm("x"), ast.ObjectTerm()},
 	} {
 		err := topdown.GetBuiltin(name)(topdown.BuiltinContext{Cancel: cancel}, operands, func(*ast.Term) error { return nil })
@@ -214,20 +207,39 @@ func TestRegistryCancelled(t *testing.T) {
 			t.Errorf("%s: got %v, want it cancelled", name, err)
 		}
 	}
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	begun := time.Now()
-	got := 0
-	err := topdown.GetBuiltin(ast.ReachablePathsBuiltin.Name)(topdown.BuiltinContext{}, []*ast.Term{ast.NewTerm(chain), ast.ArrayTerm(ast.InternedTerm(0))}, func(v *ast.Term) error {
-		got = v.Value.(ast.Set).Slice()[0].Value.(*ast.Array).Len()
-		return nil
-	})
-	runtime.ReadMemStats(&after)
-	if err != nil || got != length {
-		t.Errorf("got a path of %d, %v, want %d", got, err, length)
+}
+
+// chain is a graph of so many nodes, each with an edge to the next, and the first.
+func chain(nodes int) []*ast.Term {
+	graph := ast.NewObject()
+	for i := range nodes {
+		graph.Insert(ast.InternedTerm(i), ast.ArrayTerm(ast.InternedTerm(i+1)))
 	}
-	if took := after.TotalAlloc - before.TotalAlloc; took > 64<<20 {
-		t.Errorf("%d bytes were allocated for a path of %d", took, length)
+	return []*ast.Term{ast.NewTerm(graph), ast.ArrayTerm(ast.InternedTerm(0))}
+}
+
+// A long path takes little more than itself, and has an end.
+func TestLongPath(t *testing.T) {
+	paths := topdown.GetBuiltin(ast.ReachablePathsBuiltin.Name)
+	for _, nodes := range []int{20_000, maxPath + 1} {
+		operands := chain(nodes)
+		got := 0
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		err := paths(topdown.BuiltinContext{}, operands, func(v *ast.Term) error {
+			got = v.Value.(ast.Set).Slice()[0].Value.(*ast.Array).Len()
+			return nil
+		})
+		runtime.ReadMemStats(&after)
+		var halt topdown.Halt
+		switch {
+		case nodes <= maxPath && (err != nil || got != nodes):
+			t.Errorf("got a path of %d, %v, want %d", got, err, nodes)
+		case nodes > maxPath && (!errors.As(err, &halt) || !errors.Is(halt.Err, ErrBound)):
+			t.Errorf("a path of %d: got %d, %v, want an error that names the bound", nodes, got, err)
+		}
+		if took := after.TotalAlloc - before.TotalAlloc; took > MaxBuilt {
+			t.Errorf("%d bytes were allocated for a path of %d", took, nodes)
+		}
 	}
-	t.Logf("a path of %d took %s", length, time.Since(begun))
 }
