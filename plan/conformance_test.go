@@ -169,7 +169,8 @@ func (o *oracle) topdown(t testing.TB, input *ast.Term) (ast.Set, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	store := inmem.NewFromObject(o.data)
+	// Not the store's lazy objects: a "with" over a part of data would change them.
+	store := inmem.NewFromObjectWithOpts(o.data, inmem.OptReturnASTValuesOnRead(true))
 	rs, err := topdown.NewQuery(query).
 		WithCompiler(o.compiler).
 		WithStore(store).
