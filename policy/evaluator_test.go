@@ -197,3 +197,36 @@ func TestDifference(t *testing.T) {
 		}
 	}
 }
+
+// Where a part of the data is the input for a while, and has a member put into it,
+// the data stay as they are: for that evaluation and for the next.
+func TestWithLeavesData(t *testing.T) {
+	for _, by := range []policy.Evaluator{policy.Topdown, policy.Plan} {
+		p, err := compile(map[string]string{"data.json": `{"o": {"a": {"b": 1}}}`, "policy.rego": `
+package envoy.authz
+
+allow := {"seen": seen, "keys": object.keys(data.o), "a": data.o.a}
+
+whole := input
+
+seen := x if x := whole with input as data.o with input.c.d as 1 with input.a.x as 2
+
+seen_before := [data.o, seen]
+`}, policy.Options{Entries: []string{"envoy/authz/allow", "envoy/authz/seen_before"}, Evaluator: by})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			for entry, want := range map[string]string{
+				"envoy/authz/allow":       `{"seen": SEEN, "keys": {"a"}, "a": {"b": 1}}`,
+				"envoy/authz/seen_before": `[{"a": {"b": 1}}, SEEN]`,
+			} {
+				want = strings.ReplaceAll(want, "SEEN", `{"a": {"b": 1, "x": 2}, "c": {"d": 1}}`)
+				v, err := p.Eval(context.Background(), entry, value(t, `{}`), nil, nil)
+				if err != nil || v.Compare(ast.MustParseTerm(want).Value) != 0 {
+					t.Errorf("%s: %s: got %v, %v, want %s", by, entry, v, err, want)
+				}
+			}
+		}
+	}
+}
